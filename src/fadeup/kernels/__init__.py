@@ -1,0 +1,1 @@
+"""The fused primitives, one file per implementation. Private: call them through `fadeup.functional`."""
