@@ -1,0 +1,7 @@
+"""`python -m fadeup` is `fadeup`."""
+
+import sys
+
+from fadeup.cli import main
+
+sys.exit(main())

@@ -1,0 +1,287 @@
+"""The command line: `fadeup compare`, `fadeup cost`. Each command imports its own room."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fadeup
+
+MEASURED_CHANNELS = (32, 64, 128, 256)
+MEASURED_SIZES = (14, 28, 56)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 on success, 2 on a user's error, 130 when interrupted."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted{getattr(arguments, 'hint', '')}", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "fadeup":
+            raise
+        print(
+            f"fadeup {arguments.command} needs {error.name}, which is not installed: pip install 'fadeup[experiments]'",
+            file=sys.stderr,
+        )
+        return 2
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"fadeup {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(prog="fadeup", description=fadeup.__doc__)
+    parser.add_argument("--version", action="version", version=f"fadeup {fadeup.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_compare(commands)
+    _add_cost(commands)
+    return parser
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="train several upsamplers on the same data with the same seeds, and report",
+        description="Trains the chosen upsamplers on the same real data with the same seeds, prints a table and writes "
+        "runs/NAME/results.json and report.html. The default takes minutes on 2 cores.",
+    )
+    parser.add_argument("task", nargs="?", default="reconstruction", help="reconstruction (default)")
+    parser.add_argument("--upsamplers", nargs="+", metavar="NAME", help="default: the rows of the paper, and bilinear")
+    parser.add_argument("--baseline", default="bilinear", help="what differences are taken to (default: bilinear)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="SEED", help="default: 0 1")
+    parser.add_argument("--protocol", default="quick", help="quick (default) or paper")
+    parser.add_argument("--epochs", type=_positive, help="in place of the protocol's")
+    parser.add_argument("--train-images", type=_positive, help="in place of the protocol's")
+    parser.add_argument("--test-images", type=_positive, help="in place of the protocol's")
+    parser.add_argument("--source", help="assets, full, or a folder with the data set")
+    parser.add_argument("--name", default=None, help="of the run (default: the task)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--resume", action="store_true", help="go on with a run: only missing rows are trained")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    import torch  # noqa: F401  (a missing torch is reported as such, before the extras)
+    from rich.console import Console
+
+    from fadeup import report
+    from fadeup.compare import RunFolder, TrainedRow, compare, results, summarize, write
+    from fadeup.recipes import RECIPES
+    from fadeup.upsamplers import resolve
+
+    if arguments.task not in RECIPES:
+        raise ValueError(f"task must be one of {', '.join(RECIPES)}, got {arguments.task!r}")
+    recipe = _recipe(RECIPES[arguments.task], arguments)
+    upsamplers = list(arguments.upsamplers or recipe.upsamplers)
+    if arguments.baseline not in upsamplers:
+        upsamplers.insert(0, arguments.baseline)
+    for name in upsamplers:
+        resolve(name)
+    folder = RunFolder(arguments.out / (arguments.name or arguments.task), recipe, resume=arguments.resume)
+    arguments.hint = f"; finished rows are kept in {folder.path}: the same command with --resume goes on"
+    console = Console()
+    with _progress(console, len(upsamplers) * len(arguments.seeds)) as progress:
+
+        def on_row(row: TrainedRow, resumed: bool) -> None:
+            progress.row(resumed)
+            scores = ", ".join(f"{m.label} {row.score(m):.{m.digits}f}" for m in recipe.metrics)
+            done = "taken from the run folder" if resumed else f"{row.seconds:.0f} s"
+            console.print(f"{row.upsampler}, seed {row.seed}: {scores} ({done})", highlight=False)
+
+        rows = compare(
+            recipe,
+            upsamplers,
+            arguments.seeds,
+            folder,
+            device=arguments.device,
+            on_row=on_row,
+            on_start=progress.start,
+            on_step=progress.step,
+        )
+    table = summarize(recipe, rows, arguments.baseline)
+    result = results(recipe, rows, table, arguments.baseline)
+    write(folder.path / "results.json", json.dumps(result, indent=2).encode())
+    report.write_report(folder.path / "report.html", recipe, recipe.data(), rows, table, result)
+    console.print(report.comparison_table(recipe, table, arguments.baseline))
+    console.print(report.order_text(recipe, table), highlight=False)
+    console.print(f"Report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _recipe(kind: Any, arguments: argparse.Namespace) -> Any:
+    from dataclasses import replace
+
+    fields = ("epochs", "train_images", "test_images", "source")
+    given = {field: getattr(arguments, field) for field in fields if getattr(arguments, field) is not None}
+    return replace(kind.protocol(arguments.protocol), **given)
+
+
+class _progress:
+    """One bar over all rows, in steps; its end is known once the first row has said how many steps it takes."""
+
+    def __init__(self, console: Any, rows: int):
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=console, transient=True)
+        self.rows, self.finished = rows, 0
+        self.task = self.bar.add_task("reading data", total=None)
+
+    def __enter__(self) -> _progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def start(self, upsampler: str, seed: int, steps: int) -> None:
+        self.bar.update(
+            self.task,
+            description=f"{upsampler}, seed {seed}",
+            total=self.rows * steps,
+            completed=self.finished * steps,
+        )
+
+    def step(self, loss: float) -> None:
+        self.bar.advance(self.task)
+
+    def row(self, resumed: bool) -> None:
+        self.finished += 1
+
+
+def _add_cost(commands: Any) -> None:
+    parser = commands.add_parser(
+        "cost",
+        help="parameters and multiply–accumulates of upsamplers and of the two published heads",
+        description="Parameters and multiply–accumulates (MACs) of one upsampler over a decoder map, and of all "
+        "upsamplers of A2U matting and of SegFormer's head at an input of 512 x 512, as the papers count them.",
+    )
+    parser.add_argument("upsamplers", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument("--channels", type=_positive, default=256, help="of decoder and encoder (default: 256)")
+    parser.add_argument(
+        "--size",
+        type=_positive,
+        nargs="+",
+        default=[64],
+        metavar="SIDE",
+        help="decoder's height and width (default: 64)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON; - for standard output")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the paper's Figure 7 as .png or .svg")
+    parser.add_argument(
+        "--measure", action="store_true", help="with --figure: also measure time and memory here (a minute)"
+    )
+    parser.add_argument(
+        "--timings", type=Path, metavar="FILE", help="with --figure: draw these timings, or keep those measured here"
+    )
+    parser.set_defaults(run=_cost)
+
+
+def _cost(arguments: argparse.Namespace) -> None:
+    from fadeup.cost import as_json, cost_table, curves
+
+    if len(arguments.size) > 2:
+        raise ValueError(f"--size must be one side, or height and width, got {len(arguments.size)} numbers")
+    if (arguments.measure or arguments.timings) and not arguments.figure:
+        raise ValueError("--figure must be given with --measure or --timings, got none")
+    height, width = arguments.size[0], arguments.size[-1]
+    names = arguments.upsamplers or list(fadeup.UPSAMPLERS)
+    rows = cost_table(names, arguments.channels, height, width)
+    if arguments.json:
+        text = json.dumps({"channels": arguments.channels, "size": [height, width], "rows": as_json(rows)}, indent=2)
+        if str(arguments.json) == "-":
+            print(text)
+        else:
+            _save(arguments.json, lambda path: path.write_text(text + "\n"))
+    if str(arguments.json) != "-":
+        from rich.console import Console
+
+        from fadeup.report import cost_view
+
+        title = f"{arguments.channels} channels, decoder {height} x {width}, 2x; heads at an input of 512 x 512"
+        Console().print(cost_view(rows, title))
+    if arguments.figure:
+        from fadeup import report
+
+        timings = _timings(arguments)
+        figure = report.figure_cost(curves(), timings)
+        _save(arguments.figure, lambda path: report.save_figure(figure, path))
+
+
+def _timings(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Timings from the file, or measured here, and then kept in the file."""
+    if not arguments.measure:
+        if arguments.timings is None:
+            return None
+        if not arguments.timings.exists():
+            raise ValueError(f"--timings must be a file that --measure has written, got none at {arguments.timings}")
+        timings = json.loads(arguments.timings.read_text())
+        if not isinstance(timings, dict) or not {"channels", "sizes"} <= timings.keys():
+            raise ValueError(f"--timings must be a file that --measure has written, got another in {arguments.timings}")
+        return timings
+    timings = measure_curves()
+    if arguments.timings:
+        _save(arguments.timings, lambda path: path.write_text(json.dumps(timings, indent=2) + "\n"))
+    return timings
+
+
+def measure_curves() -> dict[str, Any]:
+    """Forward time and peak memory of Figure 7's upsamplers, over channels at 28² and over sizes at 64 channels."""
+    import torch
+
+    from fadeup.bench import measure
+    from fadeup.compare import environment
+    from fadeup.cost import FIGURE_7
+    from fadeup.report import timings_table
+
+    def point(name: str, channels: int, side: int) -> Any:
+        module = fadeup.build_upsampler(name, channels).eval()
+        decoder, encoder = torch.randn(1, channels, side, side), torch.randn(1, channels, 2 * side, 2 * side)
+        with torch.no_grad():
+            return measure(lambda: module(decoder, encoder), threads=torch.get_num_threads())
+
+    by_channels = {label: [point(name, c, 28) for c in MEASURED_CHANNELS] for label, name in FIGURE_7.items()}
+    by_size = {label: [point(name, 64, s) for s in MEASURED_SIZES] for label, name in FIGURE_7.items()}
+    return {
+        "channels": {"x": list(MEASURED_CHANNELS), "size": 28, **timings_table(by_channels)},
+        "sizes": {"x": list(MEASURED_SIZES), "channels": 64, **timings_table(by_size)},
+        "environment": environment(),
+    }
+
+
+def _save(path: Path, save: Callable[[Path], object]) -> None:
+    try:
+        save(path)
+    except OSError as error:
+        raise OSError(f"{path} must be a file that can be written, got {error}") from error
+    print(f"wrote {path}")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value

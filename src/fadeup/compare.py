@@ -1,0 +1,358 @@
+"""The main job: several upsamplers, the same data, the same seeds, one table.
+
+A run is a folder: `config.json` says which recipe it belongs to, `rows/` holds a file per finished pair of upsampler
+and seed, `results.json` and `report.html` are written from the rows. A row is written whole or not at all, so that an
+interrupted run goes on with the rows that are missing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fadeup
+from fadeup.cost import network_cost
+from fadeup.engine import predict, train
+from fadeup.recipes.recipe import Metric, Recipe, Split
+from fadeup.upsamplers import resolve
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class TrainedRow:
+    """One upsampler, one seed, trained and scored."""
+
+    upsampler: str
+    seed: int
+    seconds: float
+    parameters: int
+    macs: int
+    losses: np.ndarray
+    """Training loss, `(steps,)`."""
+    statistics: dict[str, np.ndarray]
+    """Per metric, `(images, k)`."""
+    pictures: np.ndarray
+    errors: np.ndarray
+
+    def score(self, metric: Metric) -> float:
+        """The metric over the test data."""
+        return float(metric.reduce(self.statistics[metric.name].mean(axis=0)))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric's difference to the baseline, with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    verdict: str
+    """`"win"` or `"loss"` where the interval excludes 0, else `"even"`."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A line of the table."""
+
+    upsampler: str
+    note: str
+    scores: dict[str, tuple[float, float | None]]
+    """Per metric, mean and standard deviation over seeds; None for one seed."""
+    differences: dict[str, Difference]
+    """Per metric; empty for the baseline."""
+    parameters: int
+    macs: int
+    seconds: float
+    seeds: int
+
+
+class RunFolder:
+    """`runs/<name>/`: opened for one recipe, never for another.
+
+    Raises:
+        FileExistsError: The folder holds a run and `resume` is not set.
+        ValueError: It belongs to another configuration, or holds something else.
+        OSError: It cannot be written; the message says which folder.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, *, resume: bool = False):
+        self.path, self.recipe = path, recipe
+        config = {"task": recipe.task, **asdict(recipe)}
+        if (path / "config.json").exists():
+            self._check_config(config, resume)
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"{path} must be a new or empty folder, or one of an earlier run; choose another --name")
+        try:
+            (path / "rows").mkdir(parents=True, exist_ok=True)
+            write(path / "config.json", json.dumps(config, indent=2).encode())
+        except OSError as error:
+            raise OSError(f"{path} must be a folder that can be written, got {error}; choose another --out") from error
+
+    def _check_config(self, config: dict[str, Any], resume: bool) -> None:
+        if not resume:
+            raise FileExistsError(f"{self.path} must be new, got a run; use --resume to go on or choose another --name")
+        try:
+            held = json.loads((self.path / "config.json").read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.path / 'config.json'} must be JSON, got {error}; choose another --name") from error
+        differing = [
+            f"{key} is {held.get(key)!r} there, {config.get(key)!r} asked"
+            for key in sorted(held.keys() | config.keys())
+            if held.get(key) != config.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.path} must hold the same configuration to resume, got {'; '.join(differing)}; "
+                "repeat its options or choose another --name"
+            )
+
+    def row_path(self, upsampler: str, seed: int) -> Path:
+        """Where that row is, or will be."""
+        return self.path / "rows" / f"{upsampler}-seed{seed}.npz"
+
+    def load(self, upsampler: str, seed: int) -> TrainedRow | None:
+        """A finished row, or None."""
+        path = self.row_path(upsampler, seed)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                meta = json.loads(str(file["meta"]))
+                statistics = {metric.name: file[f"statistics.{metric.name}"] for metric in self.recipe.metrics}
+                return TrainedRow(
+                    **meta,
+                    losses=file["losses"],
+                    statistics=statistics,
+                    pictures=file["pictures"],
+                    errors=file["errors"],
+                )
+        except Exception as error:
+            raise ValueError(f"{path} must be a finished row, got {error}; delete it to run the row again") from error
+
+    def save(self, row: TrainedRow) -> None:
+        """Write a finished row whole."""
+        meta = {key: getattr(row, key) for key in ("upsampler", "seed", "seconds", "parameters", "macs")}
+        arrays: dict[str, Any] = {f"statistics.{name}": values for name, values in row.statistics.items()}
+        arrays |= {"losses": row.losses, "pictures": row.pictures, "errors": row.errors}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **arrays)
+        write(self.row_path(row.upsampler, row.seed), buffer.getvalue())
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a temporary name, synced, renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_row(
+    recipe: Recipe,
+    upsampler: str,
+    seed: int,
+    data: Split,
+    *,
+    device: str = "cpu",
+    on_step: Callable[[float], None] = lambda loss: None,
+) -> TrainedRow:
+    """Train and score one upsampler with one seed; the score is the last epoch's, never the best on the test data."""
+    losses: list[float] = []
+
+    def note(loss: float) -> None:
+        losses.append(loss)
+        on_step(loss)
+
+    started = time.perf_counter()
+    model = train(recipe, upsampler, data, seed=seed, device=device, on_step=note)
+    seconds = time.perf_counter() - started
+    prediction = predict(recipe, model, data.test_inputs, device=device)
+    cost = network_cost(model, data.test_inputs[:1].to(device))
+    shown = recipe.show(data)
+    statistics = recipe.statistics(prediction, data.test_targets)
+    return TrainedRow(
+        upsampler=upsampler,
+        seed=seed,
+        seconds=seconds,
+        parameters=cost.parameters,
+        macs=cost.macs,
+        losses=np.array(losses, np.float32),
+        statistics={name: values.double().numpy() for name, values in statistics.items()},
+        pictures=recipe.picture(prediction[shown]),
+        errors=recipe.error(prediction[shown], data.test_targets[shown]).astype(np.float16),
+    )
+
+
+def compare(
+    recipe: Recipe,
+    upsamplers: Sequence[str],
+    seeds: Sequence[int],
+    folder: RunFolder,
+    *,
+    device: str = "cpu",
+    on_row: Callable[[TrainedRow, bool], None] = lambda row, resumed: None,
+    on_start: Callable[[str, int, int], None] = lambda upsampler, seed, steps: None,
+    on_step: Callable[[float], None] = lambda loss: None,
+) -> list[TrainedRow]:
+    """Train every upsampler with every seed, seed by seed, taking finished rows from the folder.
+
+    Args:
+        recipe: What to train, how, on what.
+        upsamplers: Keys or aliases; checked before anything is trained.
+        seeds: One row each.
+        folder: Where rows are kept.
+        device: Where to train.
+        on_row: Called with each row, and whether it was there already.
+        on_start: Called with upsampler, seed and number of steps before a row is trained.
+        on_step: Called with the loss of each step.
+
+    Raises:
+        ValueError: An upsampler is unknown, or is twice in the list.
+    """
+    for name in upsamplers:
+        resolve(name)
+    for name, values in (("upsamplers", upsamplers), ("seeds", seeds)):
+        if len(set(values)) != len(values) or not values:
+            raise ValueError(f"{name} must be different from each other and at least one, got {list(values)}")
+    data = recipe.data()
+    steps = recipe.epochs * -(-len(data.train_inputs) // recipe.batch_size)
+    rows = []
+    for seed in seeds:
+        for upsampler in upsamplers:
+            row = folder.load(upsampler, seed)
+            resumed = row is not None
+            if row is None:
+                on_start(upsampler, seed, steps)
+                row = run_row(recipe, upsampler, seed, data, device=device, on_step=on_step)
+                folder.save(row)
+            rows.append(row)
+            on_row(row, resumed)
+    return rows
+
+
+def bootstrap(metric: Metric, rows: Sequence[TrainedRow], baseline: Sequence[TrainedRow]) -> Difference:
+    """Difference of a metric to the baseline, with the 95 % interval of a paired bootstrap over images and seeds.
+
+    Each of 2000 resamples draws images and seeds with replacement, the same for both. With one seed the interval is
+    over images only. Rows and baseline must be of the same seeds in the same order.
+    """
+    rng = np.random.default_rng(0)
+    ours, theirs = (np.stack([row.statistics[metric.name] for row in group]) for group in (rows, baseline))
+    seeds, images, _ = ours.shape
+    chosen_seeds = rng.integers(seeds, size=(RESAMPLES, seeds))
+    differences = np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, 100):  # in parts, for ten thousand images make a large matrix
+        weights = rng.multinomial(images, np.full(images, 1 / images), size=100) / images
+        delta = sum_difference(metric, weights, ours, theirs)
+        part = slice(start, start + 100)
+        differences[part] = np.take_along_axis(delta, chosen_seeds[part], axis=1).mean(axis=1)
+    low, high = np.percentile(differences, (2.5, 97.5))
+    mean = float(sum_difference(metric, np.full((1, images), 1 / images), ours, theirs).mean())
+    sign = 1 if metric.better == "higher" else -1
+    verdict = "win" if min(sign * low, sign * high) > 0 else "loss" if max(sign * low, sign * high) < 0 else "even"
+    return Difference(mean, float(low), float(high), verdict)
+
+
+def sum_difference(metric: Metric, weights: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Difference of scores with images weighed, `(R, images)` and `(seeds, images, k)` to `(R, seeds)`."""
+    scores = [
+        metric.reduce(np.einsum("ri,sik->rsk", weights, statistics, optimize=True)) for statistics in (ours, theirs)
+    ]
+    return scores[0] - scores[1]
+
+
+def summarize(recipe: Recipe, rows: Sequence[TrainedRow], baseline: str) -> list[Summary]:
+    """The table: a line per upsampler, the best by the recipe's first metric on top.
+
+    Scores are means over all seeds of an upsampler; differences use the seeds that it shares with the baseline.
+    """
+    by_upsampler: dict[str, dict[int, TrainedRow]] = {}
+    for row in rows:
+        by_upsampler.setdefault(row.upsampler, {})[row.seed] = row
+    base = by_upsampler.get(baseline, {})
+    table = []
+    for name, group in by_upsampler.items():
+        shared = sorted(group.keys() & base.keys())
+        differences = {}
+        if name != baseline and shared:
+            pair = [group[seed] for seed in shared], [base[seed] for seed in shared]
+            differences = {metric.name: bootstrap(metric, *pair) for metric in recipe.metrics}
+        first = next(iter(group.values()))
+        table.append(
+            Summary(
+                upsampler=name,
+                note=recipe.notes.get(name, ""),
+                scores={
+                    metric.name: spread([row.score(metric) for row in group.values()]) for metric in recipe.metrics
+                },
+                differences=differences,
+                parameters=first.parameters,
+                macs=first.macs,
+                seconds=float(np.mean([row.seconds for row in group.values()])),
+                seeds=len(group),
+            )
+        )
+    metric = recipe.metrics[0]
+    sign = -1 if metric.better == "higher" else 1
+    return sorted(table, key=lambda line: sign * line.scores[metric.name][0])
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and standard deviation of a sample of more than one."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def results(recipe: Recipe, rows: Sequence[TrainedRow], table: Sequence[Summary], baseline: str) -> dict[str, Any]:
+    """All of a run as plain data, for `results.json`."""
+    return {
+        "task": recipe.task,
+        "config": asdict(recipe),
+        "baseline": baseline,
+        "score": "last epoch",
+        "interval": f"95 %, paired bootstrap over images and seeds, {RESAMPLES} resamples",
+        "table": [asdict(line) for line in table],
+        "rows": [
+            {
+                "upsampler": row.upsampler,
+                "seed": row.seed,
+                "seconds": row.seconds,
+                "final_loss": float(row.losses[-1]),
+                **{metric.name: row.score(metric) for metric in recipe.metrics},
+            }
+            for row in rows
+        ],
+        "paper": {"protocol": recipe.paper_protocol, "scores": recipe.paper},
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions, threads, machine and commit, which timings and last digits depend on."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "fadeup": fadeup.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or None,
+    }

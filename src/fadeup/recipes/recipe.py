@@ -1,0 +1,94 @@
+"""What an experiment says: which data, which network, which loss, how it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the table.
+
+    A score of a data set is `reduce(mean over images of statistics)`, so that a bootstrap can weigh images anew: the
+    statistic of PSNR is one number per image, that of mIoU would be intersections and unions per class.
+    """
+
+    name: str
+    label: str
+    better: str
+    digits: int
+    reduce: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]
+    """`(..., k)` mean statistics to `(...)` scores."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs and targets of training and test, as tensors `(N, C, H, W)`."""
+
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Base of all recipes; its fields are the configuration that a run folder belongs to."""
+
+    task: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    """The first one orders the table."""
+    upsamplers: ClassVar[tuple[str, ...]]
+    """Compared by default, the baseline first."""
+    notes: ClassVar[dict[str, str]] = {}
+    """What stands beside an upsampler's name in the table."""
+    paper: ClassVar[dict[str, dict[str, float]]] = {}
+    """The paper's figures, upsampler to metric to value."""
+    paper_protocol: ClassVar[str] = ""
+
+    epochs: int = 1
+    batch_size: int = 16
+
+    def data(self) -> Split:
+        """Load and prepare the data."""
+        raise NotImplementedError
+
+    def model(self, upsampler: str) -> nn.Module:
+        """The network with that upsampler."""
+        raise NotImplementedError
+
+    def optimizer(
+        self, model: nn.Module, steps: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """Optimizer and its schedule over so many steps; the scheduler is stepped once a batch."""
+        raise NotImplementedError
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Scalar training loss of a batch."""
+        raise NotImplementedError
+
+    def finish(self, output: Tensor) -> Tensor:
+        """The network's output as it is scored and shown."""
+        return output
+
+    def statistics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Per metric, `(B, k)` statistics of a batch."""
+        raise NotImplementedError
+
+    def show(self, data: Split) -> list[int]:
+        """Indices of the test pictures to show."""
+        raise NotImplementedError
+
+    def picture(self, prediction: Tensor) -> np.ndarray:
+        """Predictions or inputs as uint8 pictures, `(B, H, W)` or `(B, H, W, 3)`."""
+        raise NotImplementedError
+
+    def error(self, prediction: Tensor, target: Tensor) -> np.ndarray:
+        """Error maps in 0–1, `(B, H, W)`."""
+        raise NotImplementedError
