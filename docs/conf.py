@@ -1,5 +1,6 @@
 """Sphinx configuration. Builds without a network: `sphinx-build -W -b html docs docs/_build/html`."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 default_role = "code"  # docstrings write names in single backticks
+smartquotes_action = "D"  # dashes only: H' is not a quotation
 
 html_theme = "furo"
 html_title = f"fadeup {release}"
@@ -27,7 +29,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
 
-def formulas_as_literal_blocks(app, what, name, obj, options, lines):
+def docstring_to_rest(app, what, name, obj, options, lines):
     """Docstrings indent their formulas after a blank line; reST would run such lines together as a quotation."""
     result = []
     quoted = False
@@ -38,10 +40,11 @@ def formulas_as_literal_blocks(app, what, name, obj, options, lines):
             result += ["::", ""]
             quoted = True
         quoted = quoted and (indented or not line.strip())
-        result.append(line)
+        # "decoder_channels: C." would start a list that is numbered by letters.
+        result.append(re.sub(r"^(\s+\w+: )([A-Za-z]|\d+)\.(?=\s|$)", r"\1\2\\.", line))
     lines[:] = result
 
 
 def setup(app):
     # Before napoleon (500), which then leaves the literal blocks alone.
-    app.connect("autodoc-process-docstring", formulas_as_literal_blocks, priority=400)
+    app.connect("autodoc-process-docstring", docstring_to_rest, priority=400)

@@ -19,6 +19,8 @@ WHOLE = [
     ((5, 7), (9, 13)),
     ((5, 7), (10, 13)),
     ((5, 7), (15, 21)),
+    ((5, 7), (10, 21)),
+    ((5, 7), (9, 7)),
     ((4, 6), (4, 6)),
     ((1, 1), (2, 2)),
 ]
@@ -74,16 +76,14 @@ def test_the_two_forms_are_equal_in_value_and_gradient(size, out_size, conv_size
     assert_forms_are_equal(arguments(size, out_size, conv_size=conv_size, depthwise=depthwise))
 
 
-@given(
-    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    scale=st.integers(1, 4),
-    less=st.tuples(st.booleans(), st.booleans()),
-    depthwise=st.booleans(),
+whole_ratios = st.tuples(st.integers(1, 6), st.integers(1, 4), st.booleans()).map(
+    lambda side: (side[0], 2 * side[0] - 1 if side[2] else side[0] * side[1])
 )
-def test_law_the_two_forms_are_equal_at_every_size(size, scale, less, depthwise):
-    less = (int(less[0]), int(less[1])) if scale == 2 else (0, 0)  # 2H - 1 as well
-    out_size = (size[0] * scale - less[0], size[1] * scale - less[1])
-    assert_forms_are_equal(arguments(size, out_size, depthwise=depthwise))
+
+
+@given(rows=whole_ratios, columns=whole_ratios, depthwise=st.booleans())
+def test_law_the_two_forms_are_equal_at_every_whole_ratio(rows, columns, depthwise):
+    assert_forms_are_equal(arguments((rows[0], columns[0]), (rows[1], columns[1]), depthwise=depthwise))
 
 
 @pytest.mark.parametrize("name", ["fade", "fade_lite"])
@@ -223,9 +223,9 @@ def test_macs_of_the_layer():
         ({"form": "both"}, "form must be one of 'low_to_high', 'high_to_low', got 'both'"),
         (
             {"encoder": (2, 4, 11, 14)},
-            "encoder must be a whole multiple of decoder's 5 x 7, .*, got 11 x 14; form='low_to",
+            "encoder must be a whole multiple of decoder's 5 x 7 .*, got 11 x 14; form='low_to_high' serves any size",
         ),
-        ({"encoder": (2, 4, 10, 21)}, "encoder must be a whole multiple of decoder's 5 x 7, .*, got 10 x 21"),
+        ({"encoder": (2, 4, 10, 20)}, "encoder must be a whole multiple of decoder's 5 x 7 .*, got 10 x 20"),
         ({"encoder": (2, 4, 10, 6)}, "encoder must be at least 5 x 7 like decoder, got 10 x 6"),
         ({"encoder": (2, 5, 10, 14)}, r"encoder must be of 4 channels, got 5 in \(2, 5, 10, 14\)"),
         ({"decoder": (2, 4, 5, 7)}, r"decoder must be of 3 channels, got 4 in \(2, 4, 5, 7\)"),
@@ -233,6 +233,10 @@ def test_macs_of_the_layer():
         ({"encoder": (4, 10, 14)}, r"encoder must be of shape .*, got \(4, 10, 14\)"),
         ({"encoder": (2, 4, 0, 14)}, r"encoder must be at least 1 x 1 in height and width, got \(2, 4, 0, 14\)"),
         ({"kernel_weight": (9, 5, 2, 2)}, r"kernel_weight.shape\[-1\] must be an odd whole number, .*, got 2"),
+        ({"kernel_weight": (9, 5, 1, 3)}, r"kernel_weight must be \(9, 5, 3, 3\) .*, got \(9, 5, 1, 3\)"),
+        ({"kernel_weight": (9, 2, 3, 3)}, r"kernel_weight.shape\[1\] must divide 5 channels, got 2"),
+        ({"decoder_weight": (4, 3, 1, 1)}, r"decoder_weight must be \(5, 3, 1, 1\) .*, got \(4, 3, 1, 1\)"),
+        ({"encoder_weight": (5, 4, 3, 3)}, r"encoder_weight must be \(5, 4, 1, 1\) .*, got \(5, 4, 3, 3\)"),
     ],
     ids=str,
 )

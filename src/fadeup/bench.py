@@ -1,11 +1,22 @@
-"""Measures time and peak memory of a call, with spread."""
+"""Measures time and peak memory of a call, with spread, and says on what machine."""
 
 from __future__ import annotations
 
 import ctypes
+import platform
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+
+import fadeup
+from fadeup.cost import FIGURE_7
+
+MEASURED_CHANNELS = (32, 64, 128, 256)
+MEASURED_SIZES = (14, 28, 56)
 
 
 @dataclass(frozen=True)
@@ -48,3 +59,41 @@ def peak_memory(call: Callable[[], object]) -> float | None:
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def measure_curves() -> dict[str, Any]:
+    """Forward time and peak memory of Figure 7's upsamplers, over channels at 28² and over sizes at 64 channels."""
+
+    def point(name: str, channels: int, side: int) -> Measurement:
+        module = fadeup.build_upsampler(name, channels).eval()
+        decoder, encoder = torch.randn(1, channels, side, side), torch.randn(1, channels, 2 * side, 2 * side)
+        with torch.no_grad():
+            return measure(lambda: module(decoder, encoder), threads=torch.get_num_threads())
+
+    by_channels = {label: [point(name, c, 28) for c in MEASURED_CHANNELS] for label, name in FIGURE_7.items()}
+    by_size = {label: [point(name, 64, s) for s in MEASURED_SIZES] for label, name in FIGURE_7.items()}
+    return {
+        "channels": {"x": list(MEASURED_CHANNELS), "size": 28, **_by_field(by_channels)},
+        "sizes": {"x": list(MEASURED_SIZES), "channels": 64, **_by_field(by_size)},
+        "environment": environment(),
+    }
+
+
+def _by_field(measurements: dict[str, list[Measurement]]) -> dict[str, dict[str, list[float | None]]]:
+    fields = ("median_ms", "iqr_ms", "peak_mib")
+    return {field: {name: [getattr(m, field) for m in ms] for name, ms in measurements.items()} for field in fields}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, threads, machine and commit, which timings and last digits depend on."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "fadeup": fadeup.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or None,
+    }

@@ -11,9 +11,6 @@ from typing import Any
 
 import fadeup
 
-MEASURED_CHANNELS = (32, 64, 128, 256)
-MEASURED_SIZES = (14, 28, 56)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 2 on a user's error, 130 when interrupted."""
@@ -25,12 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ninterrupted{getattr(arguments, 'hint', '')}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "fadeup":
+        missing = (error.name or "").split(".")[0]
+        if missing in ("", "fadeup"):
             raise
-        print(
-            f"fadeup {arguments.command} needs {error.name}, which is not installed: pip install 'fadeup[experiments]'",
-            file=sys.stderr,
-        )
+        needs = f"fadeup {arguments.command} needs {missing}, which is not installed: pip install 'fadeup[experiments]'"
+        print(needs, file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError) as error:
         print(f"fadeup {arguments.command}: {error}", file=sys.stderr)
@@ -242,34 +238,12 @@ def _timings(arguments: argparse.Namespace) -> dict[str, Any] | None:
         if not isinstance(timings, dict) or not {"channels", "sizes"} <= timings.keys():
             raise ValueError(f"--timings must be a file that --measure has written, got another in {arguments.timings}")
         return timings
+    from fadeup.bench import measure_curves
+
     timings = measure_curves()
     if arguments.timings:
         _save(arguments.timings, lambda path: path.write_text(json.dumps(timings, indent=2) + "\n"))
     return timings
-
-
-def measure_curves() -> dict[str, Any]:
-    """Forward time and peak memory of Figure 7's upsamplers, over channels at 28² and over sizes at 64 channels."""
-    import torch
-
-    from fadeup.bench import measure
-    from fadeup.compare import environment
-    from fadeup.cost import FIGURE_7
-    from fadeup.report import timings_table
-
-    def point(name: str, channels: int, side: int) -> Any:
-        module = fadeup.build_upsampler(name, channels).eval()
-        decoder, encoder = torch.randn(1, channels, side, side), torch.randn(1, channels, 2 * side, 2 * side)
-        with torch.no_grad():
-            return measure(lambda: module(decoder, encoder), threads=torch.get_num_threads())
-
-    by_channels = {label: [point(name, c, 28) for c in MEASURED_CHANNELS] for label, name in FIGURE_7.items()}
-    by_size = {label: [point(name, 64, s) for s in MEASURED_SIZES] for label, name in FIGURE_7.items()}
-    return {
-        "channels": {"x": list(MEASURED_CHANNELS), "size": 28, **timings_table(by_channels)},
-        "sizes": {"x": list(MEASURED_SIZES), "channels": 64, **timings_table(by_size)},
-        "environment": environment(),
-    }
 
 
 def _save(path: Path, save: Callable[[Path], object]) -> None:

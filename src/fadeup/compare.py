@@ -10,8 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-import fadeup
+from fadeup.bench import environment
 from fadeup.cost import network_cost
 from fadeup.engine import predict, train
 from fadeup.recipes.recipe import Metric, Recipe, Split
@@ -340,19 +337,4 @@ def results(recipe: Recipe, rows: Sequence[TrainedRow], table: Sequence[Summary]
         ],
         "paper": {"protocol": recipe.paper_protocol, "scores": recipe.paper},
         "environment": environment(),
-    }
-
-
-def environment() -> dict[str, Any]:
-    """Versions, threads, machine and commit, which timings and last digits depend on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "fadeup": fadeup.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip() or None,
     }

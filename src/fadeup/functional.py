@@ -45,7 +45,7 @@ def check_alike(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
     """Raise unless `x` is on the device, of the dtype (outside autocast) and of the batch size of `like`."""
     if x.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like {like_name}, got {x.device}; move it with .to(...)")
-    if x.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+    if x.dtype != like.dtype and not op.in_autocast(like):
         raise ValueError(f"{name} must be {like.dtype} like {like_name}, got {x.dtype}; convert it with .to(...)")
     if x.shape[0] != like.shape[0]:
         raise ValueError(f"{name} must be of batch size {like.shape[0]} like {like_name}, got {x.shape[0]}")
@@ -61,6 +61,13 @@ def check_not_smaller(name: str, x: Tensor, like_name: str, like: Tensor) -> Non
     (height, width), (out_height, out_width) = like.shape[2:], x.shape[2:]
     if out_height < height or out_width < width:
         raise ValueError(f"{name} must be at least {height} x {width} like {like_name}, got {out_height} x {out_width}")
+
+
+def check_count(name: str, value: int) -> int:
+    """Raise unless `value` is a whole number, 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}")
+    return value
 
 
 def check_kernel_size(name: str, value: int) -> int:
@@ -199,7 +206,7 @@ def semi_shift_conv(
 
     `form="low_to_high"` returns this pair and serves any ratio. `form="high_to_low"` is the paper's: s² sub-processes
     of stride s over the encoder, each added to the decoder's share, interleaved at the end; it returns the sum and
-    None, costs one more high-resolution map, and needs H' = s·H (or 2·H − 1), alike in width. The two are equal.
+    None, costs one more high-resolution map, and needs whole ratios (s·H, or 2·H − 1). The two are equal.
 
     The bias is counted twice, once in each term, as in the authors' code, whose checkpoints so load as they are;
     equation 3 has it once: halve `kernel_bias` for that. Zeros are padded after the 1x1 compression.
@@ -225,9 +232,8 @@ def semi_shift_conv(
     check_map("encoder", encoder, encoder_weight.shape[1])
     check_map("decoder", decoder, decoder_weight.shape[1])
     check_alike("encoder", encoder, "decoder", decoder)
-    check_kernel_size("kernel_weight.shape[-1]", kernel_weight.shape[-1])
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
+    _check_weights(encoder_weight, decoder_weight, kernel_weight)
+    check_form(form)
     check_not_smaller("encoder", encoder, "decoder", decoder)
     size, out_size = tuple(decoder.shape[2:]), tuple(encoder.shape[2:])
     padding = kernel_weight.shape[-1] // 2
@@ -236,16 +242,40 @@ def semi_shift_conv(
     coarse = F.conv2d(F.conv2d(decoder, decoder_weight), kernel_weight, kernel_bias, padding=padding, groups=groups)
     if form == "low_to_high":
         return F.conv2d(fine, kernel_weight, kernel_bias, padding=padding, groups=groups), coarse
-    stride = whole_ratio(size[0], out_size[0])
-    if not stride or stride != whole_ratio(size[1], out_size[1]):
+    strides = whole_ratio(size[0], out_size[0]), whole_ratio(size[1], out_size[1])
+    if 0 in strides:
         raise ValueError(
-            f"encoder must be a whole multiple of decoder's {size[0]} x {size[1]}, alike in both directions, for "
-            f"form='high_to_low', got {out_size[0]} x {out_size[1]}; form='low_to_high' serves any size"
+            f"encoder must be a whole multiple of decoder's {size[0]} x {size[1]} for form='high_to_low', got "
+            f"{out_size[0]} x {out_size[1]}; form='low_to_high' serves any size"
         )
     padded = F.pad(fine, (padding,) * 4)
     logits = fine.new_empty(fine.shape[0], kernel_weight.shape[0], *out_size)
-    for top in range(stride):
-        for left in range(stride):
-            phase = F.conv2d(padded[:, :, top:, left:], kernel_weight, kernel_bias, stride=stride, groups=groups)
-            logits[:, :, top::stride, left::stride] = phase + coarse[:, :, : phase.shape[2], : phase.shape[3]]
+    for top in range(strides[0]):
+        for left in range(strides[1]):
+            phase = F.conv2d(padded[:, :, top:, left:], kernel_weight, kernel_bias, stride=strides, groups=groups)
+            below = coarse[:, :, : phase.shape[2], : phase.shape[3]]
+            logits[:, :, top :: strides[0], left :: strides[1]] = phase + below
     return logits, None
+
+
+def check_impl(impl: str) -> str:
+    """Raise unless `impl` is `"auto"` or an implementation that is there."""
+    op.choose(impl)
+    return impl
+
+
+def check_form(form: str) -> None:
+    """Raise unless `form` is one of semi-shift convolution."""
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
+
+
+def _check_weights(encoder_weight: Tensor, decoder_weight: Tensor, kernel_weight: Tensor) -> None:
+    compressed, size = encoder_weight.shape[0], kernel_weight.shape[-1]
+    check_kernel_size("kernel_weight.shape[-1]", size)
+    _check_shape("encoder_weight", encoder_weight, (compressed, encoder_weight.shape[1], 1, 1), "for a 1x1 compressor")
+    expected = (compressed, decoder_weight.shape[1], 1, 1)
+    _check_shape("decoder_weight", decoder_weight, expected, "to compress to as many channels as encoder_weight")
+    _check_shape("kernel_weight", kernel_weight, (*kernel_weight.shape[:2], size, size), "for a square window")
+    if kernel_weight.shape[1] < 1 or compressed % kernel_weight.shape[1]:
+        raise ValueError(f"kernel_weight.shape[1] must divide {compressed} channels, got {kernel_weight.shape[1]}")

@@ -15,7 +15,6 @@ from matplotlib.patches import Rectangle
 from rich import box
 from rich.table import Table
 
-from fadeup.bench import Measurement
 from fadeup.compare import Summary, TrainedRow, write
 from fadeup.cost import Cost, Row
 from fadeup.recipes.recipe import Metric, Recipe, Split
@@ -24,7 +23,7 @@ from fadeup.recipes.recipe import Metric, Recipe, Split
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A500")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TEMPLATE = Path(__file__).parent / "report.html.jinja"
-VERDICTS = {"win": "better", "loss": "worse", "even": "no difference shown"}
+VERDICTS = {"win": "better", "loss": "worse", "even": "undecided"}
 
 
 def score_text(metric: Metric, score: tuple[float, float | None]) -> str:
@@ -61,7 +60,7 @@ def comparison_table(recipe: Recipe, table: Sequence[Summary], baseline: str) ->
     spread = " ± standard deviation" if seeds > 1 else ""
     title = f"{recipe.task}: score of the last epoch, mean{spread} of {seeds} seed(s)"
     view = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
-    view.add_column("upsampler", min_width=11)
+    view.add_column("upsampler", min_width=12)
     for metric in recipe.metrics:
         view.add_column(f"{metric.label} {'↑' if metric.better == 'higher' else '↓'}", justify="right", no_wrap=True)
     view.add_column(f"Δ {first.label} to\n{baseline} [95 %]", justify="right", no_wrap=True)
@@ -72,7 +71,8 @@ def comparison_table(recipe: Recipe, table: Sequence[Summary], baseline: str) ->
         delta = difference_text(first, line).replace(" [", "\n\\[") + f"\n[{styles[d.verdict]}]" if d else ""
         view.add_row(
             f"[bold]{line.upsampler}[/]" + (f"\n[dim]{line.note}[/]" if line.note else ""),
-            *(score_text(metric, line.scores[metric.name]).replace(" ±", "\n±") for metric in recipe.metrics),
+            score_text(first, line.scores[first.name]).replace(" ±", "\n±"),
+            *(f"{line.scores[metric.name][0]:.{metric.digits}f}" for metric in recipe.metrics[1:]),
             delta + verdict_text(first, line),
             f"{count_text(line.parameters)}\n{count_text(line.macs)}\n{line.seconds:.0f} s",
         )
@@ -100,16 +100,9 @@ def order_text(recipe: Recipe, table: Sequence[Summary]) -> str:
 
 def cost_view(rows: Sequence[Row], title: str) -> Table:
     """The table that `fadeup cost` prints."""
-    view = Table(title=title)
-    view.add_column("upsampler", no_wrap=True)
-    for name in (
-        "parameters",
-        "MACs",
-        "matting head\nparameters",
-        "\nGMACs",
-        "segmentation head\nparameters",
-        "\nGMACs",
-    ):
+    view = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    view.add_column("\nupsampler", no_wrap=True)
+    for name in ("single\nparams", "\nMACs", "matting\nparams", "head\nGMACs", "SegFormer\nparams", "head\nGMACs"):
         view.add_column(name, justify="right", no_wrap=True)
     for row in rows:
 
@@ -159,12 +152,6 @@ def draw_lines(axis: Any, x: Sequence[int], lines: dict[str, Any], spread: dict[
     axis.set_xticks(x, [str(value) for value in x])
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def timings_table(measurements: dict[str, list[Measurement]]) -> dict[str, dict[str, list[float | None]]]:
-    """Measurements by upsampler as lists by field, as `figure_cost` and the JSON file want them."""
-    fields = ("median_ms", "iqr_ms", "peak_mib")
-    return {field: {name: [getattr(m, field) for m in ms] for name, ms in measurements.items()} for field in fields}
 
 
 def zoom(picture: np.ndarray) -> tuple[slice, slice]:

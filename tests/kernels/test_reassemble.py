@@ -274,6 +274,18 @@ def test_under_autocast_a_half_decoder_meets_a_float32_encoder(impl):
     assert_within(out, reassemble(**widened(maps), impl="reference"), 1e-5)
 
 
+@pytest.mark.parametrize("halved", [0, 1])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_under_autocast_window_dot_takes_maps_of_two_precisions_and_sums_in_float32(impl, halved):
+    query, key = torch.randn(2, 6, 13, 17), torch.randn(2, 6, 7, 9)
+    pair = [query.bfloat16(), key] if halved == 0 else [query, key.bfloat16()]
+    exact = fadeup.window_dot(pair[0].double(), pair[1].double(), 3, impl="reference")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = fadeup.window_dot(*pair, 3, impl=impl)
+    assert out.dtype == pair[0].dtype
+    assert_within(out, exact, 2 * torch.finfo(out.dtype).eps * exact.abs().max().item())
+
+
 sizes = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(0, 8), st.integers(0, 8)).map(
     lambda s: ((s[0], s[1]), (s[0] + s[2], s[1] + s[3]))
 )

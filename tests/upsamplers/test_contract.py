@@ -117,6 +117,11 @@ def test_other_scales(name, scale):
         assert module(decoder, encoder[:, :, 1:, 2:]).shape == (2, 8, out_size[0] - 1, out_size[1] - 2)
 
 
+@pytest.mark.parametrize(("side", "scale", "expected"), [(45, 1.4, 63), (100, 1.15, 115), (7, 1.5, 10), (10, 1.33, 13)])
+def test_without_an_encoder_a_size_is_rounded_down_but_for_rounding_errors(side, scale, expected):
+    assert build_upsampler("nearest", 1, scale=scale)(torch.ones(1, 1, side, 2)).shape[2] == expected
+
+
 @pytest.mark.parametrize("out_size", [(30, 30), (15, 18), (14, 16), (12, 18), (7, 9)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_far_from_2x(name, out_size):
@@ -386,6 +391,16 @@ def test_a_call_that_does_not_fit_is_named(name):
             module(**with_maps(**change))
 
 
+def test_shapes_alone_are_checked_like_values():
+    with torch.device("meta"):
+        module, (decoder, encoder) = make("fade"), maps()
+    assert module(decoder, encoder).shape == (2, 8, 14, 18)
+    with pytest.raises(ValueError, match=r"decoder must be torch.float32 like the weights of FADE, got torch.float64"):
+        module(decoder.double(), encoder.double())
+    with pytest.raises(ValueError, match=r"encoder must be torch.float32 like decoder, got torch.float64"):
+        module(decoder, encoder.double())
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_only_the_size_of_the_encoder_matters_where_it_is_not_read(name):
     decoder, encoder = maps(out_size=(13, 17))
@@ -460,7 +475,8 @@ ODD = "must be an odd whole number, 1, 3, 5 ..., got 4"
         ("indexnet", {"mode": "o2m"}, "mode must be one of 'holistic', 'o2o', 'm2o', got 'o2m'"),
         ("dysample", {"style": "sp"}, "style must be one of 'lp', 'pl', got 'sp'"),
         ("dysample", {"groups": 3}, "groups must be a divisor of 8 channels, got 3"),
-        ("dysample", {"groups": 0}, "groups must be a divisor of 8 channels, got 0"),
+        ("dysample", {"groups": 0}, "groups must be a whole number, 1 or more, got 0"),
+        ("carafe", {"groups": 0}, "groups must be a whole number, 1 or more, got 0"),
         ("dysample", {"style": "pl", "scale": 3}, "decoder_channels must be divisible by 9 for style 'pl', got 8"),
         ("carafe", {"groups": 3}, "groups must divide the 8 channels, and be 1 with fusion, got 3"),
         ("carafe", {"groups": 2, "fusion": "gate"}, "groups must divide the 8 channels, and be 1 with fusion, got 2"),
@@ -614,6 +630,14 @@ def test_dysample_without_offsets_is_bilinear(style, scale):
     torch.testing.assert_close(module(decoder), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_dysample_in_half_precision_samples_a_wide_map_at_the_right_points():
+    module = build_upsampler("dysample", 8).bfloat16()  # 8 bits of a coordinate would be off by a pixel in 200
+    nn.init.zeros_(module.offset.weight)
+    decoder = torch.randn(1, 8, 3, 200).bfloat16()
+    expected = F.interpolate(decoder.float(), scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(module(decoder).float(), expected, rtol=2**-8, atol=1e-3)
+
+
 INDEX_OPTIONS = [
     {"mode": mode, "nonlinear": nonlinear, "context": context}
     for mode in ("holistic", "o2o", "m2o")
@@ -699,22 +723,40 @@ PARTIAL = [("indexnet", {}), ("indexnet", {"mode": "holistic", "context": False}
 
 
 @pytest.mark.parametrize(("name", "options"), PARTIAL, ids=str)
-def test_pooling_keeps_the_contract_of_a_call(name, options):
+def test_pooling_an_empty_batch_or_one_pixel(name, options):
+    module = make(name, **options)
+    assert module.pool(torch.randn(2, 8, 1, 1)).shape == (2, 8, 1, 1)
+    assert module.pool(torch.randn(0, 8, 13, 17)).shape == (0, 8, 7, 9)
+
+
+@pytest.mark.parametrize(("name", "options"), PARTIAL, ids=str)
+def test_pooling_keeps_the_memory_format(name, options):
     module = make(name, **options)
     encoder = torch.randn(2, 8, 13, 17)
-    pooled = module.pool(encoder)
-    assert module.pool(encoder[:0]).shape == (0, 8, 7, 9)
-    assert module.pool(encoder[:, :, :1, :1]).shape == (2, 8, 1, 1)
-    last = module.pool(encoder.to(memory_format=torch.channels_last))
-    assert last.is_contiguous(memory_format=torch.channels_last)
+    pooled, last = module.pool(encoder), module.pool(encoder.to(memory_format=torch.channels_last))
     torch.testing.assert_close(last, pooled, rtol=1e-4, atol=1e-5)
-    order = torch.tensor([1, 0])
-    torch.testing.assert_close(module.pool(encoder[order]), pooled[order], rtol=1e-4, atol=1e-5)
+    assert pooled.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("name", "options"), PARTIAL, ids=str)
+def test_pooling_a_permuted_batch_permutes(name, options):
+    module = make(name, **options)
+    encoder, order = torch.randn(3, 8, 13, 17), torch.tensor([2, 0, 1])
+    torch.testing.assert_close(module.pool(encoder[order]), module.pool(encoder)[order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), PARTIAL, ids=str)
+def test_pooling_in_half_precision_stays_near_float32(name, options):
+    module = build_upsampler(name, 8, **options).eval().bfloat16()
+    wide = copy.deepcopy(module).float()
+    encoder = torch.randn(2, 8, 13, 17).bfloat16()
+    half, exact = module.pool(encoder), wide.pool(encoder.float())
     with torch.autocast("cpu", torch.bfloat16):
-        assert (module.pool(encoder).float() - pooled).abs().max() < 0.1
-    half = module.bfloat16().pool(encoder.bfloat16())
+        cast = wide.pool(encoder.float())
     assert half.dtype == torch.bfloat16
-    assert (half.float() - pooled).abs().max() < 0.1
+    for out in (half, cast):
+        assert (out.float() - exact).abs().max() <= 8 * torch.finfo(torch.bfloat16).eps * exact.abs().max()
 
 
 @pytest.mark.parametrize("method", ["pool", "indices"])

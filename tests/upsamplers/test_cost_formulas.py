@@ -204,7 +204,7 @@ def uncounted(name: str, n: int, out: int, c: int, c_en: int, options: dict) -> 
         difference += 4 * c * out  # grid_sample
     if kind == "a2u":
         difference += 36 * n  # p · m
-        difference -= 72 * c_en + 72 * c_en  # u and v on 6x6, up and down on 1x1: once a sample
+        difference -= 72 * c_en + 36 * c_en  # u and v on 6x6, p on 1x1: once a sample
     return difference
 
 

@@ -61,10 +61,11 @@ class _Taps:
         i, j = divmod(t, self.kernel_size)
         return source.index_select(2, self.rows + i).index_select(3, self.columns + j)
 
-    def add(self, target: Tensor, t: int, values: Tensor) -> None:
+    def add(self, target: Tensor, t: int, values: Tensor, weight: Tensor) -> None:
         if self.ratios[0]:
-            target[self._slices(t)] += values
+            target[self._slices(t)].addcmul_(values, weight)
             return
+        values = values * weight
         i, j = divmod(t, self.kernel_size)
         rows = values.new_zeros(*target.shape[:3], values.shape[3]).index_add(2, self.rows + i, values)
         target.index_add_(3, self.columns + j, rows)
@@ -84,7 +85,7 @@ def _scores(query: Tensor, source: Tensor, taps: _Taps) -> Tensor:
 def _scatter(values: Tensor, weights: Tensor, source: Tensor, taps: _Taps) -> Tensor:
     target = torch.zeros_like(source)
     for t in range(taps.kernel_size**2):
-        taps.add(target, t, values * weights[:, t : t + 1])
+        taps.add(target, t, values, weights[:, t : t + 1])
     return target
 
 

@@ -6,6 +6,7 @@ An implementation is a module with `reassemble` and `window_dot` over tensors of
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -33,6 +34,17 @@ def match_format(out: Tensor, like: Tensor) -> Tensor:
     return out.contiguous()
 
 
+def in_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of `x`; some devices (meta) know no autocast."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _outside_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast would turn the einsum of the reference into bfloat16."""
+    return torch.autocast(x.device.type, enabled=False) if in_autocast(x) else nullcontext()
+
+
 def _wide(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     """Half precision is stored, never summed: 25 products and a softmax are added up in float32."""
     wide = torch.promote_types(dtype, torch.float32)
@@ -49,10 +61,12 @@ def reassemble(
 ) -> Tensor:
     """Run `reassemble` of the chosen implementation; the result has the dtype and memory format of `decoder`."""
     tensors = _wide(decoder.dtype, decoder, logits, coarse_logits, encoder, gate_logits)
-    return match_format(choose(impl).reassemble(*tensors).to(decoder.dtype), decoder)
+    with _outside_autocast(decoder):
+        return match_format(choose(impl).reassemble(*tensors).to(decoder.dtype), decoder)
 
 
 def window_dot(query: Tensor, key: Tensor, kernel_size: int, impl: str) -> Tensor:
     """Run `window_dot` of the chosen implementation; the result has the dtype and memory format of `query`."""
     tensors = _wide(query.dtype, query, key)
-    return match_format(choose(impl).window_dot(*tensors, kernel_size).to(query.dtype), query)
+    with _outside_autocast(query):
+        return match_format(choose(impl).window_dot(*tensors, kernel_size).to(query.dtype), query)

@@ -69,7 +69,7 @@ class Reconstruction(Recipe):
     paper_protocol: ClassVar[str] = "60,000 pictures, 100 epochs, one run, in FADE's Table 1"
 
     source: str = "assets"
-    train_images: int = 2000
+    train_images: int = 1600
     test_images: int = 500
     size: int = 32
     epochs: int = 3

@@ -93,6 +93,7 @@ def build_upsampler(name: str, decoder_channels: int, encoder_channels: int | No
         ValueError: The name is unknown (the nearest is suggested), or an option is out of range.
         TypeError: The class does not know an option.
 
+    >>> import torch
     >>> build_upsampler("fade", 64, 32)(torch.rand(1, 64, 7, 9), torch.rand(1, 32, 13, 17)).shape
     torch.Size([1, 64, 13, 17])
     """

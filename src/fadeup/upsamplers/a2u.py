@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadeup.functional import check_kernel_size, reassemble
-from fadeup.upsamplers.indexnet import even
+from fadeup.functional import check_impl, check_kernel_size, check_map, reassemble
+from fadeup.kernels.op import match_format
+from fadeup.upsamplers.indexnet import check_even, even
+from fadeup.upsamplers.sapa import PlainGroupNorm
 from fadeup.upsamplers.upsampler import Upsampler
 
 
@@ -61,7 +63,7 @@ class A2U(Upsampler):
         if self.scale != 2:
             raise ValueError(f"scale must be 2 for A2U, got {scale!r}")
         self.kernel_size = check_kernel_size("kernel_size", kernel_size)
-        self.dynamic, self.shared, self.pooling, self.impl = dynamic, shared, pooling, impl
+        self.dynamic, self.shared, self.pooling, self.impl = dynamic, shared, pooling, check_impl(impl)
         channels, size = self.encoder_channels, 2 * kernel_size
         rows = 1 if shared else channels
         if dynamic:
@@ -77,22 +79,24 @@ class A2U(Upsampler):
             down = [self.down]
         for parameter in down:
             parameter.requires_grad_(pooling)
-        groups = math.gcd(32, channels)
-        self.norm_u, self.norm_v = nn.GroupNorm(groups, channels), nn.GroupNorm(groups, channels)
+        self.norm_u, self.norm_v = PlainGroupNorm(channels), PlainGroupNorm(channels)
 
     def indices(self, encoder: Tensor) -> tuple[Tensor, Tensor]:
         """`(logits_of_pooling (B, 4 K*K, h, w), logits_of_up (B, K*K, 2h, 2w))` for an encoder of even size."""
+        check_map("encoder", encoder, self.encoder_channels)
+        check_even(encoder)
         affinity = self._affinity(encoder)
-        pooled = F.adaptive_avg_pool2d(encoder, 1)
-        down, up = (_values(part, pooled) * affinity for part in (self.down, self.up))
-        return down, F.pixel_shuffle(up, 2).sigmoid()
+        return self._logits(self.down, encoder, affinity), self._up_logits(encoder, affinity)
 
     def pool(self, encoder: Tensor) -> Tensor:
         """The pooling half: `(B, C, H', W')` to half that size, rounded up, by 2K x 2K kernels of stride 2."""
         if not self.pooling:
             raise ValueError("pooling must be True to use pool(), got False; build A2U with pooling=True")
+        check_map("encoder", encoder, self.encoder_channels)
         encoder = even(encoder)
-        weights = self.indices(encoder)[0].softmax(dim=1)
+        if encoder.shape[0] == 0:
+            return encoder[:, :, ::2, ::2]
+        weights = self._logits(self.down, encoder, self._affinity(encoder)).softmax(dim=1)
         size = 2 * self.kernel_size
         padded = F.pad(encoder, (self.kernel_size - 1,) * 4)
         height, width = weights.shape[2:]
@@ -101,12 +105,12 @@ class A2U(Upsampler):
             i, j = divmod(t, size)
             tap = padded[:, :, i : i + 2 * height : 2, j : j + 2 * width : 2]
             pooled = torch.addcmul(pooled, weights[:, t : t + 1], tap)
-        return pooled
+        return match_format(pooled, encoder)
 
     def upsample(self, decoder: Tensor, encoder: Tensor | None, size: tuple[int, int]) -> Tensor:
         """Reassembly with kernels from the encoder, which is there, for `needs_encoder`."""
         assert encoder is not None
-        return reassemble(decoder, self.indices(encoder)[1], impl=self.impl)
+        return reassemble(decoder, self._up_logits(encoder, self._affinity(encoder)), impl=self.impl)
 
     def macs(self, height: int, width: int) -> int:
         """N (72 C + 36) + 36 n C: the two 6x6 convolutions, p · m, the reassembly.
@@ -116,6 +120,12 @@ class A2U(Upsampler):
         taps = self.kernel_size**2
         generation = 8 * taps * self.encoder_channels + 4 * taps
         return height * width * (generation + 4 * taps * self.decoder_channels)
+
+    def _logits(self, part: nn.Module | nn.Parameter, encoder: Tensor, affinity: Tensor) -> Tensor:
+        return _values(part, F.adaptive_avg_pool2d(encoder, 1)) * affinity
+
+    def _up_logits(self, encoder: Tensor, affinity: Tensor) -> Tensor:
+        return F.pixel_shuffle(self._logits(self.up, encoder, affinity), 2).sigmoid()
 
     def _affinity(self, encoder: Tensor) -> Tensor:
         batch, channels, height, width = encoder.shape

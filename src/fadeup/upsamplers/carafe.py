@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadeup.functional import check_kernel_size, reassemble
+from fadeup.functional import check_count, check_impl, check_kernel_size, reassemble
 from fadeup.upsamplers.fade import Fusion, xavier_
 from fadeup.upsamplers.upsampler import Upsampler
 
@@ -52,9 +52,10 @@ class CARAFE(Upsampler):
         super().__init__(decoder_channels, encoder_channels, scale=scale)
         check_kernel_size("kernel_size", kernel_size)
         check_kernel_size("conv_size", conv_size)
-        if groups < 1 or decoder_channels % groups or (groups > 1 and fusion != "none"):
+        check_count("compressed_channels", compressed_channels)
+        if decoder_channels % check_count("groups", groups) or (groups > 1 and fusion != "none"):
             raise ValueError(f"groups must divide the {decoder_channels} channels, and be 1 with fusion, got {groups}")
-        self.kernel_size, self.groups, self.impl = kernel_size, groups, impl
+        self.kernel_size, self.groups, self.impl = kernel_size, groups, check_impl(impl)
         out_channels = int(self.scale) ** 2 * kernel_size**2 * groups
         self.compressor = nn.Conv2d(decoder_channels, compressed_channels, 1)
         self.content_encoder = nn.Conv2d(compressed_channels, out_channels, conv_size, padding="same")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadeup.functional import nearest
+from fadeup.functional import check_impl, nearest
 from fadeup.upsamplers.fade import Fusion
 from fadeup.upsamplers.upsampler import Upsampler
 
@@ -33,7 +33,7 @@ class Nearest(Upsampler):
         impl: str = "auto",
     ):
         super().__init__(decoder_channels, encoder_channels, scale=scale)
-        self.fusion, self.impl = Fusion(fusion, decoder_channels, self.encoder_channels), impl
+        self.fusion, self.impl = Fusion(fusion, decoder_channels, self.encoder_channels), check_impl(impl)
 
     def upsample(self, decoder: Tensor, encoder: Tensor | None, size: tuple[int, int]) -> Tensor:
         """Indexing; with `fusion`, reassembly by a kernel of one tap."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fadeup.functional import check_count
 from fadeup.upsamplers.upsampler import Upsampler
 
 STYLES = ("lp", "pl")
@@ -30,7 +31,7 @@ class DySample(Upsampler):
         encoder_channels: Unused; DySample looks at the decoder only.
         scale: Whole number.
         style: `"lp"` or `"pl"`; `"pl"` needs C divisible by scale².
-        groups: Must divide C, and C / scale² in style `"pl"`.
+        groups: Must divide C.
         dyscope: Predict the range of the offsets too.
     """
 
@@ -50,7 +51,7 @@ class DySample(Upsampler):
         super().__init__(decoder_channels, encoder_channels, scale=scale)
         if style not in STYLES:
             raise ValueError(f"style must be one of {', '.join(map(repr, STYLES))}, got {style!r}")
-        if groups < 1 or decoder_channels % groups:
+        if decoder_channels % check_count("groups", groups):
             raise ValueError(f"groups must be a divisor of {decoder_channels} channels, got {groups}")
         s = int(self.scale)
         if style == "pl" and decoder_channels % s**2:

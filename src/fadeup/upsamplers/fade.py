@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fadeup.functional import FORMS, check_kernel_size, nearest, reassemble, semi_shift_conv
+from fadeup.functional import (
+    check_count,
+    check_form,
+    check_impl,
+    check_kernel_size,
+    nearest,
+    reassemble,
+    semi_shift_conv,
+)
 from fadeup.upsamplers.upsampler import Upsampler
 
 FUSIONS = ("gate", "skip", "none")
@@ -52,9 +60,9 @@ class SemiShiftConv(nn.Module):
         form: str = "low_to_high",
     ):
         super().__init__()
-        if form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
+        check_form(form)
         check_kernel_size("conv_size", conv_size)
+        check_count("compressed_channels", compressed_channels)
         self.form = form
         self.encoder_compressor = nn.Conv2d(encoder_channels, compressed_channels, 1)
         self.decoder_compressor = nn.Conv2d(decoder_channels, compressed_channels, 1, bias=False)
@@ -211,9 +219,11 @@ class FADE(Upsampler):
         super().__init__(decoder_channels, encoder_channels, scale=scale)
         taps = check_kernel_size("kernel_size", kernel_size) ** 2
         check_kernel_size("conv_size", conv_size)
+        check_count("compressed_channels", compressed_channels)
+        check_form(form)
         if depthwise and compressed_channels != taps:
             raise ValueError(f"compressed_channels must be {taps} where depthwise, got {compressed_channels}")
-        self.kernel_size, self.impl = kernel_size, impl
+        self.kernel_size, self.impl = kernel_size, check_impl(impl)
         channels = (self.encoder_channels, decoder_channels, taps)
         groups = taps if depthwise else 1
         if kernels == "semi_shift":

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadeup.functional import nearest
+from fadeup.functional import check_count, check_map, nearest
+from fadeup.kernels.op import match_format
 from fadeup.upsamplers.upsampler import Upsampler
 
 MODES = ("holistic", "o2o", "m2o")
@@ -67,7 +68,9 @@ class IndexNet(Upsampler):
         channels = self.encoder_channels
         groups = channels if mode == "o2o" else 1
         out = 4 if mode == "holistic" else channels
-        hidden = hidden_channels or (2 * channels if mode == "holistic" else channels)
+        if hidden_channels is None:
+            hidden_channels = 2 * channels if mode == "holistic" else channels
+        hidden = check_count("hidden_channels", hidden_channels)
         size, padding = (4, 1) if context else (2, 0)
 
         def block() -> nn.Sequential:
@@ -84,6 +87,8 @@ class IndexNet(Upsampler):
 
     def indices(self, encoder: Tensor) -> tuple[Tensor, Tensor]:
         """`(index_of_pooling, index_of_up)`, each `(B, C or 1, H', W')` in 0–1, for an encoder of even size."""
+        check_map("encoder", encoder, self.encoder_channels)
+        check_even(encoder)
         y = torch.stack([block(encoder) for block in self.blocks], dim=2)  # (B, C, 4, h, w), holistic (B, 4, 1, h, w)
         y = y.sigmoid()
         dim = 1 if self.mode == "holistic" else 2
@@ -91,8 +96,9 @@ class IndexNet(Upsampler):
 
     def pool(self, encoder: Tensor) -> Tensor:
         """The pooling half: `(B, C, H', W')` to half that size, rounded up."""
+        check_map("encoder", encoder, self.encoder_channels)
         encoder = even(encoder)
-        return 4 * F.avg_pool2d(self.indices(encoder)[0] * encoder, 2)
+        return match_format(4 * F.avg_pool2d(self.indices(encoder)[0] * encoder, 2), encoder)
 
     def upsample(self, decoder: Tensor, encoder: Tensor | None, size: tuple[int, int]) -> Tensor:
         """Indices times the decoder; `encoder` is there, for `needs_encoder`."""
@@ -103,6 +109,13 @@ class IndexNet(Upsampler):
         """The convolutions. Multiplying by the indices is left out, as in the papers' counts."""
         weights = (part.weight.numel() for part in self.modules() if isinstance(part, nn.Conv2d))
         return sum(weights) * height * width
+
+
+def check_even(encoder: Tensor) -> None:
+    """Raise unless height and width are even: indices come by blocks of 2 x 2."""
+    height, width = encoder.shape[2:]
+    if height % 2 or width % 2:
+        raise ValueError(f"encoder must be even in height and width for its indices, got {height} x {width}")
 
 
 def even(encoder: Tensor) -> Tensor:

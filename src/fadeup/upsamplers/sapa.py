@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
-from fadeup.functional import check_kernel_size, reassemble, window_dot
+from fadeup.functional import check_count, check_impl, check_kernel_size, reassemble, window_dot
 from fadeup.upsamplers.upsampler import Upsampler
 
 NORMS = ("group", "layer")
@@ -51,9 +52,10 @@ class SAPA(Upsampler):
         super().__init__(decoder_channels, encoder_channels, scale=scale)
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")
-        self.kernel_size, self.impl = check_kernel_size("kernel_size", kernel_size), impl
-        make = PointNorm if norm == "layer" else lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)
+        self.kernel_size, self.impl = check_kernel_size("kernel_size", kernel_size), check_impl(impl)
+        make = PointNorm if norm == "layer" else PlainGroupNorm
         self.norm_encoder, self.norm_decoder = make(self.encoder_channels), make(decoder_channels)
+        check_count("embedding_dim", embedding_dim)
         self.query = nn.Conv2d(self.encoder_channels, embedding_dim, 1)
         self.key = nn.Conv2d(decoder_channels, embedding_dim, 1)
         for part in (self.query, self.key):
@@ -72,6 +74,20 @@ class SAPA(Upsampler):
         embeddings = self.query.weight.numel() * out_positions + self.key.weight.numel() * positions
         taps = self.kernel_size**2
         return embeddings + taps * (self.query.out_channels + self.decoder_channels) * out_positions
+
+
+class PlainGroupNorm(nn.GroupNorm):
+    """GroupNorm of 32 groups, or as many of them as divide the channels; takes a single point of one channel too.
+
+    `F.group_norm` refuses a group of one value, in evaluation as well, though its result, the bias, is well defined.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(math.gcd(32, channels), channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalised map of the same shape."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class PointNorm(nn.LayerNorm):

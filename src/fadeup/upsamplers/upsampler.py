@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadeup.functional import check_alike, check_map, check_not_smaller, nearest
-from fadeup.kernels.op import match_format
+from fadeup.functional import check_alike, check_count, check_map, check_not_smaller, nearest
+from fadeup.kernels.op import in_autocast, match_format
 
 
 class Upsampler(nn.Module):
@@ -40,8 +39,7 @@ class Upsampler(nn.Module):
         super().__init__()
         encoder_channels = decoder_channels if encoder_channels is None else encoder_channels
         for name, channels in (("decoder_channels", decoder_channels), ("encoder_channels", encoder_channels)):
-            if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-                raise ValueError(f"{name} must be a whole number, 1 or more, got {channels!r}")
+            check_count(name, channels)
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or scale < 1:
             raise ValueError(f"scale must be a number not below 1, got {scale!r}")
         if self.works_in_phases and scale != int(scale):
@@ -81,11 +79,15 @@ class Upsampler(nn.Module):
         return f"{self.decoder_channels}, encoder_channels={self.encoder_channels}, scale={self.scale}"
 
     def _scaled(self, decoder: Tensor) -> tuple[int, int]:
-        return int(decoder.shape[2] * self.scale), int(decoder.shape[3] * self.scale)
+        return self._times(decoder.shape[2]), self._times(decoder.shape[3])
+
+    def _times(self, side: int) -> int:
+        """`side * scale`, rounded down but for rounding errors; whole scales keep symbolic sizes symbolic."""
+        return side * self.scale if isinstance(self.scale, int) else int(side * self.scale + 1e-9)
 
     def _positions(self, height: int, width: int) -> tuple[int, int]:
         """Numbers of low-resolution and of output positions, for `macs`."""
-        return height * width, int(height * self.scale) * int(width * self.scale)
+        return height * width, self._times(height) * self._times(width)
 
     def _check(self, decoder: Tensor, encoder: Tensor | None) -> None:
         name = type(self).__name__
@@ -97,7 +99,7 @@ class Upsampler(nn.Module):
                     f"decoder must be on {weight.device} like the weights of {name}, got {decoder.device}; "
                     "move one of them with .to(...)"
                 )
-            if weight.dtype != decoder.dtype and not torch.is_autocast_enabled(decoder.device.type):
+            if weight.dtype != decoder.dtype and not in_autocast(decoder):
                 raise ValueError(
                     f"decoder must be {weight.dtype} like the weights of {name}, got {decoder.dtype}; "
                     "convert one of them with .to(...), or use torch.autocast"

@@ -1,0 +1,143 @@
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+import fadeup
+from fadeup.cli import main
+
+TINY = ["compare", "--train-images", "40", "--test-images", "12", "--epochs", "1"]
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.images, self.links = [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "img":
+            self.images.append(attributes)
+        self.links += [attributes[key] for key in ("src", "href") if key in attributes]
+
+
+def test_compare_end_to_end(tmp_path, capsys):
+    command = [*TINY, "--upsamplers", "bilinear", "carafe", "b1", "b3", "fade", "--out", str(tmp_path)]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for name in ("bilinear", "carafe", "decoder-only", "encoder-only", "fade", "PSNR", "Order by PSNR dB, best first:"):
+        assert name in out
+    run = tmp_path / "reconstruction"
+    result = json.loads((run / "results.json").read_text())
+    assert {line["upsampler"] for line in result["table"]} == {"bilinear", "carafe", "b1", "b3", "fade"}
+    assert len(result["rows"]) == 10
+    order = re.search(r"best first:(.*?)\.\sThe\s", out, re.S).group(1)
+    ranked = sorted(result["table"], key=lambda line: -line["scores"]["psnr"][0])
+    assert re.findall(r"([a-z0-9]+)\s+[\d.]+", order) == [line["upsampler"] for line in ranked]
+
+    page = Page()
+    page.feed((run / "report.html").read_text())
+    assert len(page.images) == 2 + 6
+    assert all(image["alt"] for image in page.images)
+    assert all(link.startswith("data:") for link in page.links)  # one file, nothing fetched
+
+    assert main(command) == 2  # again without --resume
+    assert "must be new, got a run; use --resume" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert "taken from the run folder" in capsys.readouterr().out
+
+
+def test_baseline_is_added(tmp_path, capsys):
+    assert main([*TINY, "--upsamplers", "fade", "--baseline", "nearest", "--seeds", "4", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "reconstruction" / "results.json").read_text())
+    assert result["baseline"] == "nearest"
+    assert [row["upsampler"] for row in result["rows"]] == ["nearest", "fade"]
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fadeup.compare.run_row", interrupt)
+    assert main([*TINY, "--out", str(tmp_path)]) == 130
+    assert "finished rows are kept in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--upsamplers", "bilinear", "fad"], "upsampler must be one of"),
+        (["--upsamplers", "bilinear", "bilinear"], "upsamplers must be different from each other"),
+        (["detection"], "task must be one of reconstruction, got 'detection'"),
+        (["--protocol", "long"], "protocol must be 'quick' or 'paper', got 'long'"),
+        (["--source", "nowhere"], "train-images-idx3-ubyte.gz must be in nowhere"),
+        (["--seeds", "0", "0"], "seeds must be different"),
+        (["--name", "x", "--out", "/proc/none"], "must be a folder that can be written"),
+        (["--device", "warp"], "device"),
+    ],
+)
+def test_bad_arguments_of_compare(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("fadeup compare: ")
+    assert not list(tmp_path.glob("runs/*/rows/*"))
+
+
+@pytest.mark.parametrize("arguments", [["compare", "--epochs", "0"], ["frobnicate"], [], ["compare", "--seeds", "x"]])
+def test_argparse_refuses(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"fadeup {fadeup.__version__}\n"
+
+
+@pytest.mark.parametrize(("command", "module"), [("compare", "rich"), ("cost", "rich"), ("compare", "jinja2")])
+def test_command_without_its_extra_says_which(command, module):
+    code = f"import sys; sys.modules[{module!r}] = None; from fadeup.cli import main; sys.exit(main([{command!r}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"fadeup {command} needs {module}, which is not installed: pip install 'fadeup[experiments]'\n"
+    )
+
+
+def test_import_loads_torch_and_nothing_heavier():
+    code = """
+import sys, torch
+before = set(sys.modules)
+import fadeup
+new = {name.split('.')[0] for name in set(sys.modules) - before}
+print(sorted(new - sys.stdlib_module_names - {'fadeup'}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_core_works_with_torch_and_numpy_alone():
+    extras = ["rich", "matplotlib", "jinja2", "torchvision", "safetensors", "PIL", "onnx"]
+    code = f"""
+import sys
+for name in {extras}: sys.modules[name] = None
+import torch, fadeup, fadeup.models
+from fadeup.cli import main
+for name in fadeup.UPSAMPLERS:
+    up = fadeup.build_upsampler(name, 8).eval()
+    up(torch.rand(1, 8, 4, 4), torch.rand(1, 8, 8, 8))
+sys.exit(main(['cost', '--json', '-']))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["rows"]
+
+
+def test_python_m_fadeup():
+    done = subprocess.run([sys.executable, "-m", "fadeup", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fadeup {fadeup.__version__}\n"
