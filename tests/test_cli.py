@@ -47,7 +47,7 @@ def test_compare_end_to_end(tmp_path, capsys):
     assert main(command) == 2  # again without --resume
     assert "must be new, got a run; use --resume" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
-    assert "taken from the run folder" in capsys.readouterr().out
+    assert "taken from the run folder" in " ".join(capsys.readouterr().out.split())
 
 
 def test_baseline_is_added(tmp_path, capsys):

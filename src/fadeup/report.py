@@ -172,9 +172,13 @@ def figure_pictures(recipe: Recipe, data: Split, rows: Sequence[TrainedRow], ind
     target = recipe.picture(data.test_targets[shown : shown + 1])[0]
     crop = zoom(target)
     limit = max(float(row.errors[index].max()) for row in rows)
-    figure = Figure(figsize=(1.5 * (len(rows) + 1), 4.9), layout="constrained")
-    axes = figure.subplots(3, len(rows) + 1)
     panels = [("target", target, None), *((row.upsampler, row.pictures[index], row.errors[index]) for row in rows)]
+    if data.test_inputs is data.test_targets:
+        panels[0] = ("input = target", target, None)
+    else:
+        panels.insert(0, ("input", recipe.picture(data.test_inputs[shown : shown + 1])[0], None))
+    figure = Figure(figsize=(1.5 * len(panels), 4.9), layout="constrained")
+    axes = figure.subplots(3, len(panels))
     image = None
     for column, (name, picture, error) in zip(axes.T, panels, strict=True):
         column[0].set_title(name, fontsize=10)
@@ -199,8 +203,9 @@ def figure_scores(recipe: Recipe, table: Sequence[Summary], rows: Sequence[Train
     metric = recipe.metrics[0]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for position, line in enumerate(reversed(table)):
-        color, marker = COLORS[position % len(COLORS)], MARKERS[position % len(MARKERS)]
+    for place, line in enumerate(table):
+        position = len(table) - 1 - place
+        color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
         values = [row.score(metric) for row in rows if row.upsampler == line.upsampler]
         left.plot(values, [position] * len(values), marker, color=color, markersize=6, alpha=0.8)
         left.plot([line.scores[metric.name][0]] * 2, [position - 0.3, position + 0.3], color=color, linewidth=2)
@@ -219,10 +224,10 @@ def figure_scores(recipe: Recipe, table: Sequence[Summary], rows: Sequence[Train
 
 
 def figure_losses(rows: Sequence[TrainedRow]) -> Figure:
-    """Training loss of the first seed, running mean over a twentieth of the steps."""
+    """Training loss of one seed's rows, in the order of the table; running mean over a twentieth of the steps."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axis = figure.subplots()
-    for index, row in enumerate(row for row in rows if row.seed == rows[0].seed):
+    for index, row in enumerate(rows):
         width = max(1, len(row.losses) // 20)
         smooth = np.convolve(row.losses, np.full(width, 1 / width), mode="valid")
         style = ("-", "--", ":", "-.")[index // len(COLORS) % 4]
@@ -290,7 +295,7 @@ def write_report(
         lines=lines,
         order=order_text(recipe, table),
         scores=data_uri(figure_scores(recipe, table, rows), "svg"),
-        losses=data_uri(figure_losses(rows), "svg"),
+        losses=data_uri(figure_losses(first_seed), "svg"),
         pictures=pictures,
         seed=rows[0].seed,
         paper=[(name, [values.get(m.name) for m in recipe.metrics]) for name, values in recipe.paper.items()],
