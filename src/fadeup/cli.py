@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,10 @@ def _add_compare(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    import torch  # noqa: F401  (a missing torch is reported as such, before the extras)
     from rich.console import Console
 
     from fadeup import report
-    from fadeup.compare import RunFolder, TrainedRow, compare, results, summarize, write
+    from fadeup.compare import RunFolder, results, summarize, write
     from fadeup.recipes import RECIPES
     from fadeup.upsamplers import resolve
 
@@ -84,27 +84,11 @@ def _compare(arguments: argparse.Namespace) -> None:
         upsamplers.insert(0, arguments.baseline)
     for name in upsamplers:
         resolve(name)
+    _check_device(arguments.device)
     folder = RunFolder(arguments.out / (arguments.name or arguments.task), recipe, resume=arguments.resume)
     arguments.hint = f"; finished rows are kept in {folder.path}: the same command with --resume goes on"
     console = Console()
-    with _progress(console, len(upsamplers) * len(arguments.seeds)) as progress:
-
-        def on_row(row: TrainedRow, resumed: bool) -> None:
-            progress.row(resumed)
-            scores = ", ".join(f"{m.label} {row.score(m):.{m.digits}f}" for m in recipe.metrics)
-            done = "taken from the run folder" if resumed else f"{row.seconds:.0f} s"
-            console.print(f"{row.upsampler}, seed {row.seed}: {scores} ({done})", highlight=False)
-
-        rows = compare(
-            recipe,
-            upsamplers,
-            arguments.seeds,
-            folder,
-            device=arguments.device,
-            on_row=on_row,
-            on_start=progress.start,
-            on_step=progress.step,
-        )
+    rows = _train_rows(arguments, recipe, upsamplers, folder, console)
     table = summarize(recipe, rows, arguments.baseline)
     result = results(recipe, rows, table, arguments.baseline)
     write(folder.path / "results.json", json.dumps(result, indent=2).encode())
@@ -114,58 +98,59 @@ def _compare(arguments: argparse.Namespace) -> None:
     console.print(f"Report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _recipe(kind: Any, arguments: argparse.Namespace) -> Any:
-    from dataclasses import replace
+def _train_rows(
+    arguments: argparse.Namespace, recipe: Any, upsamplers: list[str], folder: Any, console: Any
+) -> list[Any]:
+    """All rows under one progress bar, counted in steps, with a line for each that is finished."""
+    from rich.progress import Progress, TimeElapsedColumn
 
-    fields = ("epochs", "train_images", "test_images", "source")
-    given = {field: getattr(arguments, field) for field in fields if getattr(arguments, field) is not None}
+    from fadeup.compare import TrainedRow, compare
+
+    count, finished = len(upsamplers) * len(arguments.seeds), 0
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
+        bar = progress.add_task("reading data", total=None)
+
+        def on_start(upsampler: str, seed: int, steps: int) -> None:
+            description = f"{upsampler}, seed {seed}"
+            progress.update(bar, description=description, total=count * steps, completed=finished * steps)
+
+        def on_row(row: TrainedRow, resumed: bool) -> None:
+            nonlocal finished
+            finished += 1
+            scores = ", ".join(f"{m.label} {row.score(m):.{m.digits}f}" for m in recipe.metrics)
+            done = "taken from the run folder" if resumed else f"{row.seconds:.0f} s"
+            console.print(f"{row.upsampler}, seed {row.seed}: {scores} ({done})", highlight=False, soft_wrap=True)
+
+        return compare(
+            recipe,
+            upsamplers,
+            arguments.seeds,
+            folder,
+            device=arguments.device,
+            on_row=on_row,
+            on_start=on_start,
+            on_step=lambda loss: progress.advance(bar),
+        )
+
+
+def _recipe(kind: Any, arguments: argparse.Namespace) -> Any:
+    """The protocol of that name, with what the command line sets in its place."""
+    options = {name: getattr(arguments, name) for name in ("epochs", "train_images", "test_images", "source")}
+    given = {name: value for name, value in options.items() if value is not None}
+    known = {field.name for field in fields(kind)}
+    for name in given.keys() - known:
+        raise ValueError(f"--{name.replace('_', '-')} must be left out for {kind.task}, got {given[name]!r}")
     return replace(kind.protocol(arguments.protocol), **given)
 
 
-class _progress:
-    """One bar over all rows, in steps; its end is known once the first row has said how many steps it takes."""
+def _check_device(device: str) -> None:
+    import torch
 
-    def __init__(self, console: Any, rows: int):
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=console, transient=True)
-        self.rows, self.finished = rows, 0
-        self.task = self.bar.add_task("reading data", total=None)
-
-    def __enter__(self) -> _progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def start(self, upsampler: str, seed: int, steps: int) -> None:
-        self.bar.update(
-            self.task,
-            description=f"{upsampler}, seed {seed}",
-            total=self.rows * steps,
-            completed=self.finished * steps,
-        )
-
-    def step(self, loss: float) -> None:
-        self.bar.advance(self.task)
-
-    def row(self, resumed: bool) -> None:
-        self.finished += 1
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device must be one that torch can use here, got {device!r}: {reason}") from error
 
 
 def _add_cost(commands: Any) -> None:

@@ -323,7 +323,7 @@ def results(recipe: Recipe, rows: Sequence[TrainedRow], table: Sequence[Summary]
         "config": asdict(recipe),
         "baseline": baseline,
         "score": "last epoch",
-        "interval": f"95 %, paired bootstrap over images and seeds, {RESAMPLES} resamples",
+        "interval": f"95 % interval of a paired bootstrap over images and seeds, {RESAMPLES} resamples",
         "table": [asdict(line) for line in table],
         "rows": [
             {

@@ -59,7 +59,7 @@ def comparison_table(recipe: Recipe, table: Sequence[Summary], baseline: str) ->
     seeds = max(line.seeds for line in table)
     spread = " ± standard deviation" if seeds > 1 else ""
     title = f"{recipe.task}: score of the last epoch, mean{spread} of {seeds} seed(s)"
-    view = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
+    view = Table(title=title, caption=few_seeds(seeds), box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
     view.add_column("upsampler", min_width=12)
     for metric in recipe.metrics:
         view.add_column(f"{metric.label} {'↑' if metric.better == 'higher' else '↓'}", justify="right", no_wrap=True)
@@ -77,6 +77,11 @@ def comparison_table(recipe: Recipe, table: Sequence[Summary], baseline: str) ->
             f"{count_text(line.parameters)}\n{count_text(line.macs)}\n{line.seconds:.0f} s",
         )
     return view
+
+
+def few_seeds(seeds: int) -> str:
+    """A warning where an interval over seeds rests on fewer than three."""
+    return f"{seeds} seed(s): the intervals say little about other seeds" if seeds < 3 else ""
 
 
 def order_text(recipe: Recipe, table: Sequence[Summary]) -> str:
@@ -257,10 +262,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     write(path, figure_bytes(figure, path.suffix[1:]))
 
 
-def data_uri(figure: Figure, kind: str = "png") -> str:
-    """The figure for the `src` of an image."""
-    mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
-    return f"data:{mime};base64,{base64.b64encode(figure_bytes(figure, kind)).decode()}"
+def data_uri(image: bytes, kind: str) -> str:
+    """The image for the `src` of an HTML image."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def write_report(
@@ -271,9 +275,12 @@ def write_report(
     table: Sequence[Summary],
     result: dict[str, Any],
 ) -> None:
-    """Write the report as one HTML file that needs no other."""
+    """Write the report as one HTML file that needs no other, and its pictures beside it as PNG."""
     first_seed = sorted((row for row in rows if row.seed == rows[0].seed), key=lambda row: order(table, row.upsampler))
-    pictures = [data_uri(figure_pictures(recipe, data, first_seed, i)) for i in range(len(first_seed[0].pictures))]
+    pictures = [figure_bytes(figure_pictures(recipe, data, first_seed, i)) for i in range(len(first_seed[0].pictures))]
+    (path.parent / "pictures").mkdir(exist_ok=True)
+    for index, picture in enumerate(pictures, start=1):
+        write(path.parent / "pictures" / f"{index}.png", picture)
     lines = [
         {
             "line": line,
@@ -294,11 +301,15 @@ def write_report(
         result=result,
         lines=lines,
         order=order_text(recipe, table),
-        scores=data_uri(figure_scores(recipe, table, rows), "svg"),
-        losses=data_uri(figure_losses(first_seed), "svg"),
-        pictures=pictures,
+        few_seeds=few_seeds(max(line.seeds for line in table)),
+        scores=data_uri(figure_bytes(figure_scores(recipe, table, rows), "svg"), "svg+xml"),
+        losses=data_uri(figure_bytes(figure_losses(first_seed), "svg"), "svg+xml"),
+        pictures=[data_uri(picture, "png") for picture in pictures],
         seed=rows[0].seed,
-        paper=[(name, [values.get(m.name) for m in recipe.metrics]) for name, values in recipe.paper.items()],
+        paper=[
+            (name, recipe.notes.get(name, ""), [values.get(m.name) for m in recipe.metrics])
+            for name, values in recipe.paper.items()
+        ],
     )
     write(path, page.encode())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -51,9 +51,27 @@ class Recipe:
     paper: ClassVar[dict[str, dict[str, float]]] = {}
     """The paper's figures, upsampler to metric to value."""
     paper_protocol: ClassVar[str] = ""
+    remark: ClassVar[str] = ""
+    """What a reader of the table must know."""
 
     epochs: int = 1
     batch_size: int = 16
+
+    @classmethod
+    def protocol(cls, name: str) -> Self:
+        """The recipe's `"quick"` form, for minutes on a laptop, or the `"paper"`'s.
+
+        Raises:
+            ValueError: The name is another.
+        """
+        if name not in ("quick", "paper"):
+            raise ValueError(f"protocol must be 'quick' or 'paper', got {name!r}")
+        return cls() if name == "quick" else cls.from_paper()
+
+    @classmethod
+    def from_paper(cls) -> Self:
+        """The paper's settings."""
+        raise NotImplementedError
 
     def data(self) -> Split:
         """Load and prepare the data."""

@@ -75,7 +75,7 @@ class CARAFE(Upsampler):
 
     def macs(self, height: int, width: int) -> int:
         """Kernel generation and reassembly, and the fusion's."""
-        positions, out_positions = self._positions(height, width)
+        positions, out_positions = self.positions(height, width)
         generation = (self.compressor.weight.numel() + self.content_encoder.weight.numel()) * positions
         reassembly = self.kernel_size**2 * self.decoder_channels * out_positions
         return generation + reassembly + self.fusion.macs(positions, out_positions)

@@ -43,7 +43,7 @@ class Nearest(Upsampler):
 
     def macs(self, height: int, width: int) -> int:
         """The fusion's; 0 without."""
-        return self.fusion.macs(*self._positions(height, width))
+        return self.fusion.macs(*self.positions(height, width))
 
 
 class Bilinear(Upsampler):
@@ -55,7 +55,7 @@ class Bilinear(Upsampler):
 
     def macs(self, height: int, width: int) -> int:
         """Four per output value; the papers count interpolation as nothing."""
-        return 4 * self.decoder_channels * self._positions(height, width)[1]
+        return 4 * self.decoder_channels * self.positions(height, width)[1]
 
 
 class Deconvolution(Upsampler):

@@ -81,7 +81,7 @@ class DySample(Upsampler):
 
     def macs(self, height: int, width: int) -> int:
         """The convolutions and four products per sampled value."""
-        positions, out_positions = self._positions(height, width)
+        positions, out_positions = self.positions(height, width)
         convolutions = self.offset.weight.numel() * (1 if self.scope is None else 2)
         per_point = positions if self.style == "lp" else out_positions
         return convolutions * per_point + 4 * self.decoder_channels * out_positions

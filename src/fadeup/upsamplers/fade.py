@@ -249,7 +249,7 @@ class FADE(Upsampler):
 
     def macs(self, height: int, width: int) -> int:
         """Kernel generation, reassembly, gate and blend; n (429 C + 72000) at 2x for equal channels."""
-        positions, out_positions = self._positions(height, width)
+        positions, out_positions = self.positions(height, width)
         reassembly = self.kernel_size**2 * self.decoder_channels * out_positions
         return self.kernels.macs(positions, out_positions) + reassembly + self.fusion.macs(positions, out_positions)
 

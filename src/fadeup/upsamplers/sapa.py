@@ -70,7 +70,7 @@ class SAPA(Upsampler):
 
     def macs(self, height: int, width: int) -> int:
         """Embeddings, similarities and reassembly; the norms are left out."""
-        positions, out_positions = self._positions(height, width)
+        positions, out_positions = self.positions(height, width)
         embeddings = self.query.weight.numel() * out_positions + self.key.weight.numel() * positions
         taps = self.kernel_size**2
         return embeddings + taps * (self.query.out_channels + self.decoder_channels) * out_positions

@@ -85,7 +85,7 @@ class Upsampler(nn.Module):
         """`side * scale`, rounded down but for rounding errors; whole scales keep symbolic sizes symbolic."""
         return side * self.scale if isinstance(self.scale, int) else int(side * self.scale + 1e-9)
 
-    def _positions(self, height: int, width: int) -> tuple[int, int]:
+    def positions(self, height: int, width: int) -> tuple[int, int]:
         """Numbers of low-resolution and of output positions, for `macs`."""
         return height * width, self._times(height) * self._times(width)
 
