@@ -56,11 +56,12 @@ def _check_shape(name: str, x: Tensor, expected: tuple[int, ...], why: str) -> N
         raise ValueError(f"{name} must be {expected} {why}, got {tuple(x.shape)}")
 
 
-def check_not_smaller(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+def check_not_smaller(name: str, x: Tensor, like_name: str, like: Tensor, hint: str = "") -> None:
     """Raise unless height and width of `x` are at least those of `like`: all of this upsamples."""
     (height, width), (out_height, out_width) = like.shape[2:], x.shape[2:]
     if out_height < height or out_width < width:
-        raise ValueError(f"{name} must be at least {height} x {width} like {like_name}, got {out_height} x {out_width}")
+        rule = f"{name} must be at least {height} x {width} like {like_name}"
+        raise ValueError(f"{rule}, got {out_height} x {out_width}{hint}")
 
 
 def check_count(name: str, value: int) -> int:

@@ -451,6 +451,20 @@ def test_a_name_like_no_other_gets_none():
         build_upsampler("qqq", 8)
 
 
+def test_a_name_that_is_no_text():
+    with pytest.raises(ValueError, match=r"upsampler must be one of fade, .*, got \['fade'\]"):
+        build_upsampler(["fade"], 8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["fade", "sapa", "nearest"])
+def test_maps_in_the_wrong_order_are_told_the_right_one(name):
+    decoder, encoder = maps()
+    with pytest.raises(
+        ValueError, match=r"at least 14 x 18 like decoder, got 7 x 9; the call is .*\(decoder, encoder\)"
+    ):
+        make(name)(encoder, decoder)
+
+
 ODD = "must be an odd whole number, 1, 3, 5 ..., got 4"
 
 

@@ -71,12 +71,12 @@ def resolve(name: str) -> tuple[type[Upsampler], dict[str, Any]]:
     Raises:
         ValueError: The name is unknown; the message suggests the nearest.
     """
-    key, options = ALIASES.get(name, (name, {}))
-    if key not in UPSAMPLERS:
-        names = [*UPSAMPLERS, *ALIASES]
+    names = [*UPSAMPLERS, *ALIASES]
+    if name not in names:
         near = difflib.get_close_matches(str(name).lower().replace("-", "_"), names, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"upsampler must be one of {', '.join(names)}, got {name!r}{hint}")
+    key, options = ALIASES.get(name, (name, {}))
     return UPSAMPLERS[key], dict(options)
 
 

@@ -115,7 +115,7 @@ class Upsampler(nn.Module):
     def _check_size(self, decoder: Tensor, encoder: Tensor) -> None:
         (height, width), (out_height, out_width) = decoder.shape[2:], encoder.shape[2:]
         if not self.works_in_phases:
-            check_not_smaller("encoder", encoder, "decoder", decoder)
+            check_not_smaller("encoder", encoder, "decoder", decoder, "; the call is upsampler(decoder, encoder)")
             return
         s = int(self.scale)
         if not ((height - 1) * s < out_height <= height * s and (width - 1) * s < out_width <= width * s):
