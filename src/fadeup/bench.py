@@ -86,14 +86,21 @@ def _by_field(measurements: dict[str, list[Measurement]]) -> dict[str, dict[str,
 
 def environment() -> dict[str, Any]:
     """Versions, threads, machine and commit, which timings and last digits depend on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "fadeup": fadeup.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit_of(Path(__file__).parent),
     }
+
+
+def commit_of(folder: Path) -> str | None:
+    """The last commit that changed the folder; None where git does not track it, as in an installed package."""
+    command = ["git", "-C", str(folder), "log", "-1", "--format=%h", "--", "."]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return None
+    return done.stdout.strip() or None
