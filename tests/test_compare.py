@@ -140,6 +140,11 @@ def test_folder_of_something_else_is_refused_and_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_run_killed_before_its_configuration_was_written_can_start_again(tmp_path):
+    (tmp_path / ".config.json.123.part").write_text("{")
+    assert RunFolder(tmp_path, TINY, resume=True).load("fade", 0) is None
+
+
 def test_damaged_config(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json must be JSON, got"):

@@ -89,11 +89,12 @@ class RunFolder:
         config = {"task": recipe.task, **asdict(recipe)}
         if (path / "config.json").exists():
             self._check_config(config, resume)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and not _is_new(path):
             raise ValueError(f"{path} must be a new or empty folder, or one of an earlier run; choose another --name")
         try:
-            (path / "rows").mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             write(path / "config.json", json.dumps(config, indent=2).encode())
+            (path / "rows").mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"{path} must be a folder that can be written, got {error}; choose another --out") from error
 
@@ -146,6 +147,11 @@ class RunFolder:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **arrays)
         write(self.row_path(row.upsampler, row.seed), buffer.getvalue())
+
+
+def _is_new(path: Path) -> bool:
+    """Whether a folder holds nothing, or only what `write` leaves when it is killed."""
+    return path.is_dir() and all(entry.name.endswith(".part") for entry in path.iterdir())
 
 
 def write(path: Path, content: bytes) -> None:

@@ -186,7 +186,9 @@ def figure_pictures(recipe: Recipe, data: Split, rows: Sequence[TrainedRow], ind
     axes = figure.subplots(3, len(panels))
     image = None
     for column, (name, picture, error) in zip(axes.T, panels, strict=True):
-        column[0].set_title(name, fontsize=10)
+        column[0].set_title(name, fontsize=10, y=1.1)
+        note = recipe.notes.get(name, "")
+        column[0].text(0.5, 1.03, note, transform=column[0].transAxes, ha="center", va="bottom", fontsize=7)
         for axis, view in zip(column, (picture, picture[crop]), strict=False):
             axis.imshow(view, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         corner = crop[1].start - 0.5, crop[0].start - 0.5
