@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
 import subprocess
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from fadeup.cost import FIGURE_7
 
 MEASURED_CHANNELS = (32, 64, 128, 256)
 MEASURED_SIZES = (14, 28, 56)
+MEASURED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Measurement:
 
 def measure(call: Callable[[], object], *, min_seconds: float = 0.3, threads: int = 1) -> Measurement:
     """Time a call again and again for `min_seconds` with so many threads, and take its peak memory once."""
-    from torch.utils.benchmark import Timer  # prints a line about CUDA when imported
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its import says that there is no GPU
+    from torch.utils.benchmark import Timer
 
     call()
     peak = peak_memory(call)
@@ -68,7 +71,9 @@ def measure_curves() -> dict[str, Any]:
         module = fadeup.build_upsampler(name, channels).eval()
         decoder, encoder = torch.randn(1, channels, side, side), torch.randn(1, channels, 2 * side, 2 * side)
         with torch.no_grad():
-            return measure(lambda: module(decoder, encoder), threads=torch.get_num_threads())
+            return measure(
+                lambda: module(decoder, encoder), min_seconds=MEASURED_SECONDS, threads=torch.get_num_threads()
+            )
 
     by_channels = {label: [point(name, c, 28) for c in MEASURED_CHANNELS] for label, name in FIGURE_7.items()}
     by_size = {label: [point(name, 64, s) for s in MEASURED_SIZES] for label, name in FIGURE_7.items()}

@@ -22,6 +22,7 @@ SEGMENTATION_HEAD = ((256, 16), (256, 32), (256, 64), (256, 32), (256, 64), (256
 
 FIGURE_7 = {
     "FADE": "fade",
+    "FADE, no gate": "b4",
     "FADE-naive": "b3",
     "FADE-Lite": "fade_lite",
     "CARAFE": "carafe",
