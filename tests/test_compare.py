@@ -88,7 +88,7 @@ def test_interrupted_run_resumes_with_the_missing_rows_only(tmp_path):
 
     folder = RunFolder(tmp_path / "run", TINY)
     with pytest.raises(KeyboardInterrupt):
-        compare(TINY, names, seeds, folder, on_start=stop_in_third)
+        compare(TINY, TINY.data(), names, seeds, folder, on_start=stop_in_third)
     assert sorted(path.name for path in (tmp_path / "run" / "rows").iterdir()) == [
         "bilinear-seed0.npz",
         "carafe-seed0.npz",
@@ -97,11 +97,16 @@ def test_interrupted_run_resumes_with_the_missing_rows_only(tmp_path):
 
     rest = []
     rows = compare(
-        TINY, names, seeds, RunFolder(tmp_path / "run", TINY, resume=True), on_start=lambda *a: rest.append(a[:2])
+        TINY,
+        TINY.data(),
+        names,
+        seeds,
+        RunFolder(tmp_path / "run", TINY, resume=True),
+        on_start=lambda *a: rest.append(a[:2]),
     )
     assert rest == [("bilinear", 1), ("carafe", 1)]
     assert all(path.read_bytes() == content for path, content in before.items())
-    undisturbed = compare(TINY, names, seeds, RunFolder(tmp_path / "other", TINY))
+    undisturbed = compare(TINY, TINY.data(), names, seeds, RunFolder(tmp_path / "other", TINY))
     for a, b in zip(rows, undisturbed, strict=True):
         assert (a.upsampler, a.seed) == (b.upsampler, b.seed)
         assert np.array_equal(a.statistics["psnr"], b.statistics["psnr"])
@@ -109,10 +114,10 @@ def test_interrupted_run_resumes_with_the_missing_rows_only(tmp_path):
 
 
 def test_resume_may_add_upsamplers_and_seeds(tmp_path):
-    compare(TINY, ["bilinear"], [0], RunFolder(tmp_path / "run", TINY))
+    compare(TINY, TINY.data(), ["bilinear"], [0], RunFolder(tmp_path / "run", TINY))
     started = []
     folder = RunFolder(tmp_path / "run", TINY, resume=True)
-    compare(TINY, ["bilinear", "nearest"], [0], folder, on_start=lambda *a: started.append(a[0]))
+    compare(TINY, TINY.data(), ["bilinear", "nearest"], [0], folder, on_start=lambda *a: started.append(a[0]))
     assert started == ["nearest"]
 
 
@@ -208,7 +213,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
 def test_bad_lists_are_refused_before_anything_is_trained(tmp_path, names, seeds, message):
     folder = RunFolder(tmp_path, TINY)
     with pytest.raises(ValueError, match=message):
-        compare(TINY, names, seeds, folder)
+        compare(TINY, TINY.data(), names, seeds, folder)
     assert not list((tmp_path / "rows").iterdir())
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fadeup import report
-    from fadeup.compare import RunFolder, results, summarize, write
+    from fadeup.compare import RunFolder, check_rows, results, summarize, write
     from fadeup.recipes import RECIPES
-    from fadeup.upsamplers import resolve
 
     if arguments.task not in RECIPES:
         raise ValueError(f"task must be one of {', '.join(RECIPES)}, got {arguments.task!r}")
@@ -82,24 +81,24 @@ def _compare(arguments: argparse.Namespace) -> None:
     upsamplers = list(arguments.upsamplers or recipe.upsamplers)
     if arguments.baseline not in upsamplers:
         upsamplers.insert(0, arguments.baseline)
-    for name in upsamplers:
-        resolve(name)
+    check_rows(upsamplers, arguments.seeds)
     _check_device(arguments.device)
+    data = recipe.data()  # before the folder, so that missing data leaves none behind
     folder = RunFolder(arguments.out / (arguments.name or arguments.task), recipe, resume=arguments.resume)
     arguments.hint = f"; finished rows are kept in {folder.path}: the same command with --resume goes on"
     console = Console()
-    rows = _train_rows(arguments, recipe, upsamplers, folder, console)
+    rows = _train_rows(arguments, recipe, data, upsamplers, folder, console)
     table = summarize(recipe, rows, arguments.baseline)
     result = results(recipe, rows, table, arguments.baseline)
     write(folder.path / "results.json", json.dumps(result, indent=2).encode())
-    report.write_report(folder.path / "report.html", recipe, recipe.data(), rows, table, result)
+    report.write_report(folder.path / "report.html", recipe, data, rows, table, result)
     console.print(report.comparison_table(recipe, table, arguments.baseline))
     console.print(report.order_text(recipe, table), highlight=False)
     console.print(f"Report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def _train_rows(
-    arguments: argparse.Namespace, recipe: Any, upsamplers: list[str], folder: Any, console: Any
+    arguments: argparse.Namespace, recipe: Any, data: Any, upsamplers: list[str], folder: Any, console: Any
 ) -> list[Any]:
     """All rows under one progress bar, counted in steps, with a line for each that is finished."""
     from rich.progress import Progress, TimeElapsedColumn
@@ -108,7 +107,7 @@ def _train_rows(
 
     count, finished = len(upsamplers) * len(arguments.seeds), 0
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
-        bar = progress.add_task("reading data", total=None)
+        bar = progress.add_task("starting", total=None)
 
         def on_start(upsampler: str, seed: int, steps: int) -> None:
             description = f"{upsampler}, seed {seed}"
@@ -123,6 +122,7 @@ def _train_rows(
 
         return compare(
             recipe,
+            data,
             upsamplers,
             arguments.seeds,
             folder,
@@ -182,7 +182,7 @@ def _add_cost(commands: Any) -> None:
 
 
 def _cost(arguments: argparse.Namespace) -> None:
-    from fadeup.cost import as_json, cost_table, curves
+    from fadeup.cost import cost_table, curves
 
     if len(arguments.size) > 2:
         raise ValueError(f"--size must be one side, or height and width, got {len(arguments.size)} numbers")
@@ -192,7 +192,8 @@ def _cost(arguments: argparse.Namespace) -> None:
     names = arguments.upsamplers or list(fadeup.UPSAMPLERS)
     rows = cost_table(names, arguments.channels, height, width)
     if arguments.json:
-        text = json.dumps({"channels": arguments.channels, "size": [height, width], "rows": as_json(rows)}, indent=2)
+        plain = [asdict(row) for row in rows]
+        text = json.dumps({"channels": arguments.channels, "size": [height, width], "rows": plain}, indent=2)
         if str(arguments.json) == "-":
             print(text)
         else:

@@ -203,8 +203,18 @@ def run_row(
     )
 
 
+def check_rows(upsamplers: Sequence[str], seeds: Sequence[int]) -> None:
+    """Raise unless every upsampler is known, and none of the two lists is empty or names anything twice."""
+    for name in upsamplers:
+        resolve(name)
+    for name, values in (("upsamplers", upsamplers), ("seeds", seeds)):
+        if len(set(values)) != len(values) or not values:
+            raise ValueError(f"{name} must be different from each other and at least one, got {list(values)}")
+
+
 def compare(
     recipe: Recipe,
+    data: Split,
     upsamplers: Sequence[str],
     seeds: Sequence[int],
     folder: RunFolder,
@@ -217,7 +227,8 @@ def compare(
     """Train every upsampler with every seed, seed by seed, taking finished rows from the folder.
 
     Args:
-        recipe: What to train, how, on what.
+        recipe: What to train, and how.
+        data: Loaded by `recipe.data()`.
         upsamplers: Keys or aliases; checked before anything is trained.
         seeds: One row each.
         folder: Where rows are kept.
@@ -229,20 +240,14 @@ def compare(
     Raises:
         ValueError: An upsampler is unknown, or is twice in the list.
     """
-    for name in upsamplers:
-        resolve(name)
-    for name, values in (("upsamplers", upsamplers), ("seeds", seeds)):
-        if len(set(values)) != len(values) or not values:
-            raise ValueError(f"{name} must be different from each other and at least one, got {list(values)}")
-    data = recipe.data()
-    steps = recipe.epochs * -(-len(data.train_inputs) // recipe.batch_size)
+    check_rows(upsamplers, seeds)
     rows = []
     for seed in seeds:
         for upsampler in upsamplers:
             row = folder.load(upsampler, seed)
             resumed = row is not None
             if row is None:
-                on_start(upsampler, seed, steps)
+                on_start(upsampler, seed, recipe.steps(data))
                 row = run_row(recipe, upsampler, seed, data, device=device, on_step=on_step)
                 folder.save(row)
             rows.append(row)
@@ -263,17 +268,17 @@ def bootstrap(metric: Metric, rows: Sequence[TrainedRow], baseline: Sequence[Tra
     differences = np.empty(RESAMPLES)
     for start in range(0, RESAMPLES, 100):  # in parts, for ten thousand images make a large matrix
         weights = rng.multinomial(images, np.full(images, 1 / images), size=100) / images
-        delta = sum_difference(metric, weights, ours, theirs)
+        delta = score_difference(metric, weights, ours, theirs)
         part = slice(start, start + 100)
         differences[part] = np.take_along_axis(delta, chosen_seeds[part], axis=1).mean(axis=1)
     low, high = np.percentile(differences, (2.5, 97.5))
-    mean = float(sum_difference(metric, np.full((1, images), 1 / images), ours, theirs).mean())
+    mean = float(score_difference(metric, np.full((1, images), 1 / images), ours, theirs).mean())
     sign = 1 if metric.better == "higher" else -1
     verdict = "win" if min(sign * low, sign * high) > 0 else "loss" if max(sign * low, sign * high) < 0 else "even"
     return Difference(mean, float(low), float(high), verdict)
 
 
-def sum_difference(metric: Metric, weights: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def score_difference(metric: Metric, weights: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Difference of scores with images weighed, `(R, images)` and `(seeds, images, k)` to `(R, seeds)`."""
     scores = [
         metric.reduce(np.einsum("ri,sik->rsk", weights, statistics, optimize=True)) for statistics in (ours, theirs)

@@ -7,7 +7,7 @@ interpolation counted as nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -123,8 +123,3 @@ def curves() -> dict[str, Any]:
         "channels": {"x": list(FIGURE_7_CHANNELS), "size": 112, "macs": by_channels},
         "sizes": {"x": list(FIGURE_7_SIZES), "channels": 256, "macs": by_size},
     }
-
-
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as plain dictionaries."""
-    return [asdict(row) for row in rows]

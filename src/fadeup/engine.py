@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -41,23 +42,23 @@ def train(
     """
     torch.manual_seed(seed)
     model = recipe.model(upsampler).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    batches = -(-len(data.train_inputs) // recipe.batch_size)
-    optimizer, scheduler = recipe.optimizer(model, recipe.epochs * batches)
+    optimizer, scheduler = recipe.optimizer(model, recipe.steps(data))
     for epoch in range(recipe.epochs):
         order = torch.randperm(len(data.train_inputs), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
         for step, indices in enumerate(order.split(recipe.batch_size)):
             output = model(data.train_inputs[indices].to(device))
             loss = recipe.loss(output, data.train_targets[indices].to(device))
-            if not bool(loss.isfinite()):
+            value = loss.item()
+            if not math.isfinite(value):
                 raise Diverged(
-                    f"loss must be finite, got {loss.item()} with {upsampler!r}, seed {seed}, epoch {epoch + 1}, "
+                    f"loss must be finite, got {value} with {upsampler!r}, seed {seed}, epoch {epoch + 1}, "
                     f"step {step + 1}; lower the learning rate"
                 )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
-            on_step(loss.item())
+            on_step(value)
     return model
 
 

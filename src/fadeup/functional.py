@@ -78,6 +78,19 @@ def check_kernel_size(name: str, value: int) -> int:
     return value
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Raise unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def check_impl(impl: str) -> str:
+    """Raise unless `impl` is `"auto"` or an implementation that is there."""
+    op.choose(impl)
+    return impl
+
+
 def _check_no_nan(name: str, x: Tensor | None) -> None:
     """Refuse NaN where looking costs nothing: not on a GPU (it would wait for the device), not in a traced graph."""
     if x is None or torch.compiler.is_compiling() or x.device.type != "cpu":
@@ -234,7 +247,7 @@ def semi_shift_conv(
     check_map("decoder", decoder, decoder_weight.shape[1])
     check_alike("encoder", encoder, "decoder", decoder)
     _check_weights(encoder_weight, decoder_weight, kernel_weight)
-    check_form(form)
+    check_choice("form", form, FORMS)
     check_not_smaller("encoder", encoder, "decoder", decoder)
     size, out_size = tuple(decoder.shape[2:]), tuple(encoder.shape[2:])
     padding = kernel_weight.shape[-1] // 2
@@ -257,18 +270,6 @@ def semi_shift_conv(
             below = coarse[:, :, : phase.shape[2], : phase.shape[3]]
             logits[:, :, top :: strides[0], left :: strides[1]] = phase + below
     return logits, None
-
-
-def check_impl(impl: str) -> str:
-    """Raise unless `impl` is `"auto"` or an implementation that is there."""
-    op.choose(impl)
-    return impl
-
-
-def check_form(form: str) -> None:
-    """Raise unless `form` is one of semi-shift convolution."""
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
 
 
 def _check_weights(encoder_weight: Tensor, decoder_weight: Tensor, kernel_weight: Tensor) -> None:

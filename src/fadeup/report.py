@@ -155,6 +155,11 @@ def draw_lines(axis: Any, x: Sequence[int], lines: dict[str, Any], spread: dict[
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(x, [str(value) for value in x])
+    tidy(axis)
+
+
+def tidy(axis: Any) -> None:
+    """A faint grid, and no frame but the two axes."""
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -171,20 +176,19 @@ def zoom(picture: np.ndarray) -> tuple[slice, slice]:
     return slice(y + 1, y + 1 + side), slice(x + 1, x + 1 + side)
 
 
-def figure_pictures(recipe: Recipe, data: Split, rows: Sequence[TrainedRow], index: int) -> Figure:
-    """One test picture: target and every upsampler's output, a zoomed crop, and the error map, on one scale."""
-    shown = recipe.show(data)[index]
-    target = recipe.picture(data.test_targets[shown : shown + 1])[0]
+def figure_pictures(recipe: Recipe, data: Split, rows: Sequence[TrainedRow], index: int, image: int) -> Figure:
+    """One test picture, the rows' number `index` and the data's number `image`: outputs, a crop, and error maps."""
+    target = recipe.picture(data.test_targets[image : image + 1])[0]
     crop = zoom(target)
     limit = max(float(row.errors[index].max()) for row in rows)
     panels = [("target", target, None), *((row.upsampler, row.pictures[index], row.errors[index]) for row in rows)]
     if data.test_inputs is data.test_targets:
         panels[0] = ("input = target", target, None)
     else:
-        panels.insert(0, ("input", recipe.picture(data.test_inputs[shown : shown + 1])[0], None))
+        panels.insert(0, ("input", recipe.picture(data.test_inputs[image : image + 1])[0], None))
     figure = Figure(figsize=(1.5 * len(panels), 4.9), layout="constrained")
     axes = figure.subplots(3, len(panels))
-    image = None
+    shades = None
     for column, (name, picture, error) in zip(axes.T, panels, strict=True):
         column[0].set_title(name, fontsize=10, y=1.1)
         note = recipe.notes.get(name, "")
@@ -195,13 +199,13 @@ def figure_pictures(recipe: Recipe, data: Split, rows: Sequence[TrainedRow], ind
         side = crop[0].stop - crop[0].start
         column[0].add_patch(Rectangle(corner, side, side, fill=False, color=COLORS[1], linewidth=1))
         if error is not None:
-            image = column[2].imshow(error.astype(float), cmap="magma", vmin=0, vmax=limit, interpolation="nearest")
+            shades = column[2].imshow(error.astype(float), cmap="magma", vmin=0, vmax=limit, interpolation="nearest")
         for axis in column:
             axis.set_axis_off()
     for axis, label in zip(axes[:, 0], ("output", "crop", "error"), strict=True):
         axis.text(-0.08, 0.5, label, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=9)
-    assert image is not None
-    figure.colorbar(image, ax=axes[2, :].tolist(), shrink=0.8)
+    assert shades is not None
+    figure.colorbar(shades, ax=axes[2, :].tolist(), shrink=0.8)
     return figure
 
 
@@ -225,8 +229,7 @@ def figure_scores(recipe: Recipe, table: Sequence[Summary], rows: Sequence[Train
     right.set(xlabel="network, MMACs", ylabel=metric.label, title="score and cost")
     right.margins(x=0.2)
     for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     return figure
 
 
@@ -240,8 +243,7 @@ def figure_losses(rows: Sequence[TrainedRow]) -> Figure:
         style = ("-", "--", ":", "-.")[index // len(COLORS) % 4]
         axis.plot(np.arange(len(smooth)) + width, smooth, style, color=COLORS[index % len(COLORS)], label=row.upsampler)
     axis.set(xlabel="step", ylabel="training loss", yscale="log", title=f"seed {rows[0].seed}")
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+    tidy(axis)
     axis.legend(frameon=False, ncols=4)
     return figure
 
@@ -278,8 +280,10 @@ def write_report(
     result: dict[str, Any],
 ) -> None:
     """Write the report as one HTML file that needs no other, and its pictures beside it as PNG."""
-    first_seed = sorted((row for row in rows if row.seed == rows[0].seed), key=lambda row: order(table, row.upsampler))
-    pictures = [figure_bytes(figure_pictures(recipe, data, first_seed, i)) for i in range(len(first_seed[0].pictures))]
+    places = [line.upsampler for line in table]
+    first_seed = sorted((row for row in rows if row.seed == rows[0].seed), key=lambda row: places.index(row.upsampler))
+    shown = enumerate(recipe.show(data))
+    pictures = [figure_bytes(figure_pictures(recipe, data, first_seed, index, image)) for index, image in shown]
     (path.parent / "pictures").mkdir(exist_ok=True)
     for index, picture in enumerate(pictures, start=1):
         write(path.parent / "pictures" / f"{index}.png", picture)
@@ -288,9 +292,9 @@ def write_report(
             "line": line,
             "scores": [score_text(metric, line.scores[metric.name]) for metric in recipe.metrics],
             "differences": [
-                (difference_text(metric, line), verdict_text(metric, line), getattr(d, "verdict", ""))
+                (difference_text(metric, line), verdict_text(metric, line), line.differences[metric.name].verdict)
                 for metric in recipe.metrics
-                for d in [line.differences.get(metric.name)]
+                if line.differences
             ],
             "parameters": count_text(line.parameters),
             "macs": count_text(line.macs),
@@ -314,8 +318,3 @@ def write_report(
         ],
     )
     write(path, page.encode())
-
-
-def order(table: Sequence[Summary], upsampler: str) -> int:
-    """Place of an upsampler in the table."""
-    return [line.upsampler for line in table].index(upsampler)

@@ -45,6 +45,12 @@ class Autoencoder(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be 'max' or 'guided', got {pooling!r}")
+        if pooling == "guided":
+            kind, _ = resolve(upsampler)
+            if kind not in (IndexNet, A2U):
+                raise ValueError(f"pooling must be 'max' for {upsampler!r}, which has no pooling half, got 'guided'")
+            if kind is A2U:
+                options["pooling"] = True
         self.pooling = pooling
         self.encoders = nn.ModuleList(conv_block(a, b) for a, b in pairwise((in_channels, *channels)))
         self.bottleneck = nn.Sequential(
@@ -52,12 +58,8 @@ class Autoencoder(nn.Module):
         )
         self.decoders = nn.ModuleList(conv_block(b, a) for a, b in pairwise(channels))
         self.head = nn.Conv2d(channels[0], in_channels, 3, padding=1)
-        if pooling == "guided" and resolve(upsampler)[0] is A2U:
-            options["pooling"] = True
         # Upsamplers last: with one seed all other layers start the same whatever the upsampler draws.
         self.upsamplers = nn.ModuleList(build_upsampler(upsampler, width, width, **options) for width in channels)
-        if pooling == "guided" and not all(isinstance(module, IndexNet | A2U) for module in self.upsamplers):
-            raise ValueError(f"pooling must be 'max' for {upsampler!r}, which has no pooling half, got 'guided'")
 
     def forward(self, image: Tensor) -> Tensor:
         """Reconstruct `(B, in_channels, H, W)`, any size from 1 x 1; values as in the data, here 0–1."""

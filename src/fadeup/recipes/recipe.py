@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -76,6 +77,10 @@ class Recipe:
     def data(self) -> Split:
         """Load and prepare the data."""
         raise NotImplementedError
+
+    def steps(self, data: Split) -> int:
+        """Steps of the whole training; a last batch that is not full counts."""
+        return self.epochs * math.ceil(len(data.train_inputs) / self.batch_size)
 
     def model(self, upsampler: str) -> nn.Module:
         """The network with that upsampler."""

@@ -113,7 +113,7 @@ class A2U(Upsampler):
         return reassemble(decoder, self._up_logits(encoder, self._affinity(encoder)), impl=self.impl)
 
     def macs(self, height: int, width: int) -> int:
-        """N (72 C + 36) + 36 n C: the two 6x6 convolutions, p · m, the reassembly.
+        """For n decoder positions n (72 C + 36) + 36 n C: the two 6x6 convolutions, p · m, the reassembly.
 
         As in the papers' counts the layers that run once a sample and the product a · b are left out.
         """

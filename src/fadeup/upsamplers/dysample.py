@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadeup.functional import check_count
+from fadeup.functional import check_choice, check_count
 from fadeup.upsamplers.upsampler import Upsampler
 
 STYLES = ("lp", "pl")
@@ -49,8 +49,7 @@ class DySample(Upsampler):
         dyscope: bool = False,
     ):
         super().__init__(decoder_channels, encoder_channels, scale=scale)
-        if style not in STYLES:
-            raise ValueError(f"style must be one of {', '.join(map(repr, STYLES))}, got {style!r}")
+        check_choice("style", style, STYLES)
         if decoder_channels % check_count("groups", groups):
             raise ValueError(f"groups must be a divisor of {decoder_channels} channels, got {groups}")
         s = int(self.scale)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fadeup.functional import (
+    FORMS,
+    check_choice,
     check_count,
-    check_form,
     check_impl,
     check_kernel_size,
     nearest,
@@ -21,6 +22,7 @@ from fadeup.functional import (
 from fadeup.upsamplers.upsampler import Upsampler
 
 FUSIONS = ("gate", "skip", "none")
+KERNELS = ("semi_shift", "naive", "encoder")
 
 
 def xavier_(module: nn.Module) -> None:
@@ -60,7 +62,7 @@ class SemiShiftConv(nn.Module):
         form: str = "low_to_high",
     ):
         super().__init__()
-        check_form(form)
+        check_choice("form", form, FORMS)
         check_kernel_size("conv_size", conv_size)
         check_count("compressed_channels", compressed_channels)
         self.form = form
@@ -139,9 +141,7 @@ class Fusion(nn.Module):
 
     def __init__(self, mode: str, decoder_channels: int, encoder_channels: int):
         super().__init__()
-        if mode not in FUSIONS:
-            raise ValueError(f"fusion must be one of {', '.join(map(repr, FUSIONS))}, got {mode!r}")
-        self.mode, self.decoder_channels = mode, decoder_channels
+        self.mode, self.decoder_channels = check_choice("fusion", mode, FUSIONS), decoder_channels
         self.gate = nn.Conv2d(decoder_channels, 1, 1) if mode == "gate" else None
         project = mode != "none" and encoder_channels != decoder_channels
         self.project = nn.Conv2d(encoder_channels, decoder_channels, 1) if project else None
@@ -220,17 +220,17 @@ class FADE(Upsampler):
         taps = check_kernel_size("kernel_size", kernel_size) ** 2
         check_kernel_size("conv_size", conv_size)
         check_count("compressed_channels", compressed_channels)
-        check_form(form)
+        check_choice("form", form, FORMS)
         if depthwise and compressed_channels != taps:
             raise ValueError(f"compressed_channels must be {taps} where depthwise, got {compressed_channels}")
         self.kernel_size, self.impl = kernel_size, check_impl(impl)
         channels = (self.encoder_channels, decoder_channels, taps)
         groups = taps if depthwise else 1
-        if kernels == "semi_shift":
+        if check_choice("kernels", kernels, KERNELS) == "semi_shift":
             self.kernels = SemiShiftConv(
                 *channels, compressed_channels=compressed_channels, conv_size=conv_size, groups=groups, form=form
             )
-        elif kernels in ("naive", "encoder"):
+        else:
             self.kernels = ConcatenatedKernels(
                 *channels,
                 with_decoder=kernels == "naive",
@@ -238,8 +238,6 @@ class FADE(Upsampler):
                 conv_size=conv_size,
                 groups=groups,
             )
-        else:
-            raise ValueError(f"kernels must be one of 'semi_shift', 'naive', 'encoder', got {kernels!r}")
         self.fusion = Fusion(fusion, decoder_channels, self.encoder_channels)
 
     def upsample(self, decoder: Tensor, encoder: Tensor | None, size: tuple[int, int]) -> Tensor:

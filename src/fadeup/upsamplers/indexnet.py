@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadeup.functional import check_count, check_map, nearest
+from fadeup.functional import check_choice, check_count, check_map, nearest
 from fadeup.kernels.op import match_format
 from fadeup.upsamplers.upsampler import Upsampler
 
@@ -57,8 +57,7 @@ class IndexNet(Upsampler):
         super().__init__(decoder_channels, encoder_channels, scale=scale)
         if self.scale != 2:
             raise ValueError(f"scale must be 2 for IndexNet, got {scale!r}")
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        check_choice("mode", mode, MODES)
         if mode != "holistic" and self.encoder_channels != decoder_channels:
             raise ValueError(
                 f"encoder_channels must be {decoder_channels} like decoder_channels for IndexNet's depthwise indices, "
@@ -89,10 +88,8 @@ class IndexNet(Upsampler):
         """`(index_of_pooling, index_of_up)`, each `(B, C or 1, H', W')` in 0–1, for an encoder of even size."""
         check_map("encoder", encoder, self.encoder_channels)
         check_even(encoder)
-        y = torch.stack([block(encoder) for block in self.blocks], dim=2)  # (B, C, 4, h, w), holistic (B, 4, 1, h, w)
-        y = y.sigmoid()
-        dim = 1 if self.mode == "holistic" else 2
-        return tuple(F.pixel_shuffle(z.flatten(1, 2), 2) for z in (y.softmax(dim), y))  # type: ignore[return-value]
+        y = self._scores(encoder)
+        return shuffle(y.softmax(1 if self.mode == "holistic" else 2)), shuffle(y)
 
     def pool(self, encoder: Tensor) -> Tensor:
         """The pooling half: `(B, C, H', W')` to half that size, rounded up."""
@@ -103,12 +100,21 @@ class IndexNet(Upsampler):
     def upsample(self, decoder: Tensor, encoder: Tensor | None, size: tuple[int, int]) -> Tensor:
         """Indices times the decoder; `encoder` is there, for `needs_encoder`."""
         assert encoder is not None
-        return self.indices(encoder)[1] * nearest(decoder, size)
+        return shuffle(self._scores(encoder)) * nearest(decoder, size)
 
     def macs(self, height: int, width: int) -> int:
         """The convolutions. Multiplying by the indices is left out, as in the papers' counts."""
         weights = (part.weight.numel() for part in self.modules() if isinstance(part, nn.Conv2d))
         return sum(weights) * height * width
+
+    def _scores(self, encoder: Tensor) -> Tensor:
+        """`(B, C, 4, h, w)`, holistic `(B, 4, 1, h, w)`, in 0–1."""
+        return torch.stack([block(encoder) for block in self.blocks], dim=2).sigmoid()
+
+
+def shuffle(y: Tensor) -> Tensor:
+    """The four values of each block to the pixels of that block, `(B, C or 1, 2h, 2w)`."""
+    return F.pixel_shuffle(y.flatten(1, 2), 2)
 
 
 def check_even(encoder: Tensor) -> None:

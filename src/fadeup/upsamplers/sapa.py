@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fadeup.functional import check_count, check_impl, check_kernel_size, reassemble, window_dot
+from fadeup.functional import check_choice, check_count, check_impl, check_kernel_size, reassemble, window_dot
 from fadeup.upsamplers.upsampler import Upsampler
 
 NORMS = ("group", "layer")
@@ -50,8 +50,7 @@ class SAPA(Upsampler):
         impl: str = "auto",
     ):
         super().__init__(decoder_channels, encoder_channels, scale=scale)
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")
+        check_choice("norm", norm, NORMS)
         self.kernel_size, self.impl = check_kernel_size("kernel_size", kernel_size), check_impl(impl)
         make = PointNorm if norm == "layer" else PlainGroupNorm
         self.norm_encoder, self.norm_decoder = make(self.encoder_channels), make(decoder_channels)
