@@ -1,0 +1,436 @@
+"""Builds `native.cpp` for the CPU it runs on, keeps the result, and calls it on PyTorch's own threads.
+
+The library is compiled once, with the system's C++ compiler, into a private folder under the user's cache directory
+(`FADEUP_CACHE` moves it). A file there is loaded only if it belongs to this user and ends with the digest of itself and
+of what it was built from: source, flags and CPU. Anything else is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+# Never -ffast-math: it breaks NaN and infinity, and with gcc before 13 loading such a library flushes denormals in the
+# whole process.
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp-simd"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+)
+CPU_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
+COMPILERS = ("c++", "g++", "clang++")
+BUILD_SECONDS = 120
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+STREAM_BYTES = 4 << 20
+HUGE_BYTES = 32 << 20
+INSTALL = "install a C++ compiler (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install) or set CXX"
+
+logger = logging.getLogger("fadeup")
+
+
+class BuildError(RuntimeError):
+    """Why there is no library."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded library, where it came from, and PyTorch's parallel loop."""
+
+    path: Path
+    run: Any
+    peak: Any
+    parallel_for: ctypes.c_void_p
+
+
+# ---- what identifies a build ----
+
+
+def cpu() -> str:
+    """Architecture and instruction sets of this CPU."""
+    fields = {"flags": "", "Features": "", "model name": ""}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in fields and not fields[name.strip()]:
+                fields[name.strip()] = " ".join(sorted(value.split()))
+    return " ".join([platform.machine(), platform.processor(), *fields.values()])
+
+
+def fingerprint() -> str:
+    """Digest of source, flags and CPU: what a library must have been built from to be loaded here."""
+    text = "\0".join([SOURCE.read_text(), *FLAGS, repr(CPU_FLAGS), cpu(), sys.platform])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def compiler() -> list[str] | None:
+    """The command of the C++ compiler: `CXX` where it is set, else the system's; None where there is none."""
+    chosen = os.environ.get("CXX", "").strip()
+    for command in [shlex.split(chosen)] if chosen else [[name] for name in COMPILERS]:
+        path = shutil.which(command[0])
+        if path:
+            return [path, *command[1:]]
+    return None
+
+
+def _compiler_mark(command: Sequence[str]) -> str:
+    found = Path(command[0]).resolve()
+    status = found.stat()
+    return hashlib.sha256(f"{found}{command[1:]}{status.st_size}{status.st_mtime_ns}".encode()).hexdigest()[:12]
+
+
+# ---- the cache ----
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: `FADEUP_CACHE`, else `fadeup` under the user's cache directory."""
+    chosen = os.environ.get("FADEUP_CACHE", "").strip()
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "").strip()
+    if not base and sys.platform == "darwin":
+        base = "~/Library/Caches"
+    return Path(base or "~/.cache").expanduser() / "fadeup"
+
+
+def _open_cache() -> Path:
+    """The cache folder, made where it is missing; refused unless it is this user's and nobody else can write to it."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise BuildError(f"the cache folder {folder} cannot be used: {error}; set FADEUP_CACHE to another") from error
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BuildError(
+            f"the cache folder {folder} must belong to this user and be writable by nobody else: chmod 700 {folder}, "
+            "or set FADEUP_CACHE to another"
+        )
+    return folder
+
+
+def _sealed(content: bytes, mark: str) -> bytes:
+    """A library with the digest of itself and of what it was built from behind it, where the loader does not look."""
+    return content + hashlib.sha256(mark.encode() + content).digest()
+
+
+def _is_sound(path: Path, mark: str) -> bool:
+    """Whether the file is this user's, whole, and built from what `mark` stands for."""
+    try:
+        status = path.stat()
+        content = path.read_bytes()
+    except OSError:
+        return False
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or not stat.S_ISREG(status.st_mode):
+        return False
+    return len(content) > 32 and _sealed(content[:-32], mark) == content
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder; others wait, but not for a process that is stuck."""
+    import fcntl
+
+    with (folder / "lock").open("w") as file:
+        until = time.monotonic() + BUILD_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    break  # two builds at once do no harm: each renames a whole file into place
+                time.sleep(0.05)
+        yield
+
+
+def build(*, rebuild: bool = False) -> Path:
+    """Path of a sound library for this CPU: from the cache, or compiled now and kept there.
+
+    Raises:
+        BuildError: There is no compiler, it failed or took more than two minutes, or there is nowhere to write.
+    """
+    mark, command = fingerprint(), compiler()
+    folder = _open_cache()
+    if command is None:  # one that was put there when this image was made will do, whatever built it
+        for path in sorted(folder.glob(f"native-{mark[:16]}-*.so")):
+            if _is_sound(path, mark):
+                return path
+        chosen = os.environ.get("CXX")
+        raise BuildError(f"CXX={chosen} was not found" if chosen else "there is no C++ compiler")
+    target = folder / f"native-{mark[:16]}-{_compiler_mark(command)}.so"
+    if not rebuild and _is_sound(target, mark):
+        return target
+    try:
+        with _lock(folder):
+            if rebuild or not _is_sound(target, mark):
+                _compile(command, folder, target, mark)
+    except OSError as error:
+        raise BuildError(f"the cache folder {folder} cannot be used: {error}; set FADEUP_CACHE to another") from error
+    return target
+
+
+def _compile(command: list[str], folder: Path, target: Path, mark: str) -> None:
+    logger.info("fadeup: building the CPU kernels, once for this machine")
+    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
+        made, finished = Path(work) / "native.so", Path(work) / "sealed.so"
+        error = ""
+        for cpu_flags in CPU_FLAGS:
+            error = _run([*command, *FLAGS, *cpu_flags, "-o", str(made), str(SOURCE)])
+            if not error and made.is_file():
+                break
+        else:
+            raise BuildError(f"{command[0]} failed: {error or 'it made no library'}")
+        with finished.open("wb") as file:
+            file.write(_sealed(made.read_bytes(), mark))
+            file.flush()
+            os.fsync(file.fileno())
+        finished.chmod(0o700)
+        finished.replace(target)
+
+
+def _run(command: list[str]) -> str:
+    """Run a compiler within its time; its first words of complaint, or nothing where it succeeded."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=BUILD_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{command[0]} did not finish within {BUILD_SECONDS} s") from None
+    finally:
+        if process.poll() is None:  # it hangs, or Ctrl-C was pressed: the compiler's own children too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    if process.returncode == 0:
+        return ""
+    text = output.decode(errors="replace").strip()
+    lines = [line for line in text.splitlines() if "error" in line] or text.splitlines()
+    return lines[0][:300] if lines else f"exit code {process.returncode}"
+
+
+# ---- loading ----
+
+_guard = threading.Lock()
+_loaded: Library | BuildError | None = None
+_forked = False
+
+
+def _after_fork() -> None:
+    """PyTorch's OpenMP threads do not exist in a forked child, and waiting for them would hang."""
+    global _guard, _forked
+    _guard, _forked = threading.Lock(), True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _load() -> Library:
+    if sys.platform == "win32":
+        raise BuildError("Windows is not supported")
+    try:
+        # torch is loaded already; this only finds its symbols
+        names = ("libtorch_cpu.so", "libtorch_cpu.dylib")
+        torch_cpu = next(p for p in (Path(torch.__file__).parent / "lib" / name for name in names) if p.exists())
+        parallel_for = ctypes.cast(ctypes.CDLL(str(torch_cpu)).torch_parallel_for, ctypes.c_void_p)
+    except (StopIteration, OSError, AttributeError) as error:
+        raise BuildError(f"this torch ({torch.__version__}) has no torch_parallel_for") from error
+    path = build()
+    try:
+        library = ctypes.CDLL(str(path))
+        run, peak = library.fadeup_run, library.fadeup_peak
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"{path} cannot be loaded: {error}") from error
+    run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32], ctypes.c_int32
+    peak.argtypes, peak.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
+    return Library(path, run, peak, parallel_for)
+
+
+def library() -> Library:
+    """The library, built and loaded at the first call.
+
+    Raises:
+        BuildError: There is none; the reason is found once and then repeated.
+    """
+    global _loaded
+    if isinstance(_loaded, Library):
+        return _loaded
+    with _guard:
+        if _loaded is None:
+            try:
+                _loaded = _load()
+            except BuildError as error:
+                _loaded = error
+        if isinstance(_loaded, BuildError):
+            raise _loaded
+        return _loaded
+
+
+_warned = False
+
+
+def is_available() -> bool:
+    """Whether the kernels can be used; the first time they cannot, one warning says why and what to install."""
+    global _warned
+    try:
+        library()
+    except BuildError as error:
+        if not _warned:
+            _warned = True
+            warnings.warn(
+                f"fadeup's CPU kernels could not be built ({error}); the slower impl='eager' is used. To have them, "
+                f"{INSTALL}; `fadeup doctor` tells more.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return False
+    return True
+
+
+# ---- calling ----
+
+_ABSENT = (0,) * 6
+_ARGUMENTS = ctypes.c_int64 * (10 + 12 * 6)
+
+
+def _map(x: Tensor | None) -> tuple[int, ...]:
+    return _ABSENT if x is None else (x.data_ptr(), *x.stride(), TYPES[x.dtype])
+
+
+def memory_format(like: Tensor) -> torch.memory_format:
+    """Channels-last where `like` is and is not contiguous too, else contiguous."""
+    if like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return _empty(tuple(x.shape), x)
+
+
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    out = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
+    if out.nbytes >= HUGE_BYTES:
+        _advise_huge_pages(out)
+    return out
+
+
+def _advise_huge_pages(x: Tensor) -> None:
+    """Fresh memory of this size comes from the system page by page; 2 MiB at a time it comes several times faster."""
+    if sys.platform != "linux":
+        return
+    start = -(-x.data_ptr() // (2 << 20)) * (2 << 20)
+    length = (x.data_ptr() + x.nbytes - start) // (2 << 20) * (2 << 20)
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), 14)  # MADV_HUGEPAGE; advice only
+
+
+def _call(
+    decoder: Tensor | None,
+    size: Sequence[int],
+    out_size: Sequence[int],
+    kernel_size: int,
+    raw: bool,
+    streamed: Tensor | None,
+    maps: Sequence[Tensor | None],
+    backward: bool,
+) -> None:
+    batch, channels, height, width = size
+    if 0 in size or 0 in out_size:
+        return
+    stream = (
+        streamed is not None
+        and streamed.nbytes >= STREAM_BYTES
+        and streamed.data_ptr() % 64 == 0
+        and channels * streamed.element_size() % 64 == 0
+        and streamed.is_contiguous(memory_format=torch.channels_last)
+    )
+    numbers = [batch, channels, height, width, *out_size, kernel_size, raw, stream, 0]
+    for x in (decoder, *maps):
+        numbers += _map(x)
+    loaded = library()
+    if loaded.run(None if _forked else loaded.parallel_for, _ARGUMENTS(*numbers), backward):
+        raise MemoryError("fadeup's CPU kernels could not allocate their scratch memory")
+
+
+def forward(
+    decoder: Tensor,
+    logits: Tensor,
+    coarse_logits: Tensor | None,
+    encoder: Tensor | None,
+    gate_logits: Tensor | None,
+    *,
+    raw: bool = False,
+) -> Tensor:
+    """`reassemble`; where `raw`, `logits` are the weights themselves. `decoder` and `encoder` are of one dtype."""
+    kernel_size = round(logits.shape[1] ** 0.5)
+    out_size = logits.shape[2:]
+    out = _empty((*decoder.shape[:2], *out_size), decoder)
+    maps = (logits, coarse_logits, encoder, gate_logits, out, None, None, None, None, None, None)
+    _call(decoder, decoder.shape, out_size, kernel_size, raw, out, maps, False)
+    return out
+
+
+def backward(
+    grad: Tensor,
+    decoder: Tensor,
+    logits: Tensor,
+    coarse_logits: Tensor | None,
+    encoder: Tensor | None,
+    gate_logits: Tensor | None,
+    needed: Sequence[bool],
+    *,
+    raw: bool = False,
+) -> list[Tensor | None]:
+    """Gradients of `forward`'s five maps, None where not needed. Each has the dtype and memory format of its map."""
+    inputs = (decoder, logits, coarse_logits, encoder, gate_logits)
+    grads = [_empty_like(x) if x is not None and need else None for x, need in zip(inputs, needed, strict=True)]
+    if grads[4] is not None and grads[3] is None:  # the gate's comes from the encoder's values, not its gradient
+        pass
+    kernel_size = round(logits.shape[1] ** 0.5)
+    maps = (logits, coarse_logits, encoder, gate_logits, None, grad, *grads)
+    _call(decoder, decoder.shape, grad.shape[2:], kernel_size, raw, grads[3], maps, True)
+    return grads
+
+
+def window_dot(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
+    """`window_dot`: the gradient of `reassemble` by its weights, with `query` in place of the output's gradient."""
+    out = _empty((query.shape[0], kernel_size**2, *query.shape[2:]), query)
+    if query.shape[1] == 0:
+        return out.zero_()
+    maps = (None, None, None, None, None, query, None, out, None, None, None)
+    _call(key, key.shape, query.shape[2:], kernel_size, True, None, maps, True)
+    return out
+
+
+def peak(seconds: float = 0.2) -> float:
+    """Multiply–adds in float32 per second that this machine reaches on PyTorch's threads, out of registers."""
+    loaded, items, best, rounds = library(), 8 * torch.get_num_threads(), 0.0, 20_000
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        each = loaded.peak(loaded.parallel_for, items, rounds)
+        best = max(best, items * rounds * each / (time.perf_counter() - start))
+    return best
