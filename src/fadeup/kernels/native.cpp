@@ -254,6 +254,13 @@ inline Vector<A> load_one(const A* p, int64_t n) {  // n <= LANES
     return out;
 }
 
+/// Asks for the cache lines of N elements: a row of pixels is read from memory in short pieces that the hardware does
+/// not foresee.
+template <int N, class E>
+inline void prefetch(const E* p) {
+    for (int i = 0; i < N * static_cast<int>(sizeof(E)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + i);
+}
+
 /// Keeps a vector in a register: the compiler would else fold its load into every use of it.
 template <class V>
 inline void keep(V& v) {
@@ -283,17 +290,35 @@ template <class A>
 inline Vector<A> neighbour_sums(Vector<A> a, Vector<A> b) {
     return neighbour_sums<A>(a, b, std::make_integer_sequence<int, LANES<A>>{});
 }
-/// The sums of four vectors.
-template <class A>
-inline void sums(const Vector<A>* v, A* out) {
-    const Vector<A> low = neighbour_sums<A>(v[0], v[1]), high = neighbour_sums<A>(v[2], v[3]);
-    if constexpr (LANES<A> > 2) {
-        Vector<A> all = neighbour_sums<A>(low, high);
-        for (int lanes = LANES<A> / 4; lanes > 1; lanes /= 2) all = neighbour_sums<A>(all, all);
-        std::memcpy(out, &all, 4 * sizeof(A));
+/// Adds within blocks of 128 bits: after two rounds on four vectors, each block holds a part of their four sums.
+template <int WIDTH, int... I>
+inline Vector<float> block_sums(Vector<float> a, Vector<float> b, std::integer_sequence<int, I...>) {
+    constexpr int L = LANES<float>;
+    if constexpr (WIDTH == 1) {
+        return SHUFFLE(float, a, b, (I / 4 * 4 + I % 4 / 2 + I % 2 * L)...) +
+               SHUFFLE(float, a, b, (I / 4 * 4 + 2 + I % 4 / 2 + I % 2 * L)...);
     } else {
-        std::memcpy(out, &low, 2 * sizeof(A));
-        std::memcpy(out + 2, &high, 2 * sizeof(A));
+        return SHUFFLE(float, a, b, (I / 4 * 4 + I % 2 + I % 4 / 2 * L)...) +
+               SHUFFLE(float, a, b, (I / 4 * 4 + 2 + I % 2 + I % 4 / 2 * L)...);
+    }
+}
+template <int BY, int... I>
+inline Vector<float> rotated(Vector<float> v, std::integer_sequence<int, I...>) {
+    return SHUFFLE(float, v, v, ((I + BY) % LANES<float>)...);
+}
+/// The sums of four vectors.
+inline void sums(const Vector<float>* v, float* out) {
+    constexpr auto lanes = std::make_integer_sequence<int, LANES<float>>{};
+    const Vector<float> low = block_sums<1>(v[0], v[1], lanes), high = block_sums<1>(v[2], v[3], lanes);
+    Vector<float> all = block_sums<2>(low, high, lanes);
+    if constexpr (LANES<float> > 8) all += rotated<8>(all, lanes);
+    if constexpr (LANES<float> > 4) all += rotated<4>(all, lanes);
+    std::memcpy(out, &all, 4 * sizeof(float));
+}
+inline void sums(const Vector<double>* v, double* out) {
+    for (int q = 0; q < 4; ++q) {
+        out[q] = 0;
+        for (int i = 0; i < LANES<double>; ++i) out[q] += v[q][i];
     }
 }
 template <class A>
@@ -443,18 +468,18 @@ void load_tile_of(const Map& map, int64_t b, int64_t y, int64_t x0, int64_t n, i
             const E* p = at(0, x);
             for (int64_t c = 0; c < channels; ++c) tile[x * stride + c] = widen(p[c]);
         }
-    } else if (map.column == 1 && std::is_same_v<Accumulator<E>, A>) {
+    } else if (map.column == 1) {
         for (int64_t c0 = 0; c0 < channels; c0 += L) {
             for (int64_t x = 0; x < n; x += 2 * L) {
                 const int64_t wide = std::min<int64_t>(2 * L, n - x), deep = std::min<int64_t>(L, channels - c0);
-                Vector<Accumulator<E>> halves[2][L] = {};
+                Vector<A> halves[2][L] = {};
                 for (int64_t c = 0; c < deep; ++c) {
                     const auto pair = wide == 2 * L ? load(at(c0 + c, x)) : load_part(at(c0 + c, x), wide);
                     halves[0][c] = pair.lo;
                     halves[1][c] = pair.hi;
                 }
                 for (int half = 0; half < 2; ++half) {
-                    transpose<Accumulator<E>>(halves[half]);
+                    transpose<A>(halves[half]);
                     for (int i = 0; i < L; ++i) {
                         const int64_t to = element<E>(half, i);
                         if (to < wide) write(tile + (x + to) * stride + c0, halves[half][i]);
@@ -476,22 +501,22 @@ void store_tile_of(const Map& map, int64_t b, int64_t y, int64_t x0, int64_t n, 
     if (map.channel == 1 || channels == 1) {
         for (int64_t x = 0; x < n; ++x) {
             E* p = at(0, x);
-            for (int64_t c = 0; c < channels; ++c) narrow(static_cast<Accumulator<E>>(tile[x * stride + c]), p + c);
+            for (int64_t c = 0; c < channels; ++c) narrow(tile[x * stride + c], p + c);
         }
-    } else if (map.column == 1 && std::is_same_v<Accumulator<E>, A>) {
+    } else if (map.column == 1) {
         for (int64_t c0 = 0; c0 < channels; c0 += L) {
             for (int64_t x = 0; x < n; x += 2 * L) {
                 const int64_t wide = std::min<int64_t>(2 * L, n - x), deep = std::min<int64_t>(L, channels - c0);
-                Vector<Accumulator<E>> halves[2][L] = {};
+                Vector<A> halves[2][L] = {};
                 for (int half = 0; half < 2; ++half) {
                     for (int i = 0; i < L; ++i) {
                         const int64_t from = element<E>(half, i);
-                        if (from < wide) halves[half][i] = read<Vector<Accumulator<E>>>(tile + (x + from) * stride + c0);
+                        if (from < wide) halves[half][i] = read<Vector<A>>(tile + (x + from) * stride + c0);
                     }
-                    transpose<Accumulator<E>>(halves[half]);
+                    transpose<A>(halves[half]);
                 }
                 for (int64_t c = 0; c < deep; ++c) {
-                    const Pair<Accumulator<E>> pair = {halves[0][c], halves[1][c]};
+                    const Pair<A> pair = {halves[0][c], halves[1][c]};
                     if (wide == 2 * L) {
                         store(at(c0 + c, x), pair, false);
                     } else {
@@ -502,28 +527,31 @@ void store_tile_of(const Map& map, int64_t b, int64_t y, int64_t x0, int64_t n, 
         }
     } else {
         for (int64_t x = 0; x < n; ++x) {
-            for (int64_t c = 0; c < channels; ++c) narrow(static_cast<Accumulator<E>>(tile[x * stride + c]), at(c, x));
+            for (int64_t c = 0; c < channels; ++c) narrow(tile[x * stride + c], at(c, x));
         }
     }
 }
 
-template <class A, class... Args>
-void load_tile(const Map& map, Args... args) {
-    switch (map.type) {
-        case FLOAT32: return load_tile_of<float, A>(map, args...);
-        case FLOAT64: return load_tile_of<double, A>(map, args...);
-        case BFLOAT16: return load_tile_of<bfloat16, A>(map, args...);
-        default: return load_tile_of<float16, A>(map, args...);
+/// Calls `then` with an element of the map's type; maps of float64 come with A = double, and only they do.
+template <class A, class Then>
+inline void with_type(const Map& map, Then then) {
+    if constexpr (std::is_same_v<A, double>) {
+        then(double{});
+    } else if (map.type == FLOAT32) {
+        then(float{});
+    } else if (map.type == BFLOAT16) {
+        then(bfloat16{});
+    } else {
+        then(float16{});
     }
 }
 template <class A, class... Args>
+void load_tile(const Map& map, Args... args) {
+    with_type<A>(map, [&](auto e) { load_tile_of<decltype(e), A>(map, args...); });
+}
+template <class A, class... Args>
 void store_tile(const Map& map, Args... args) {
-    switch (map.type) {
-        case FLOAT32: return store_tile_of<float, A>(map, args...);
-        case FLOAT64: return store_tile_of<double, A>(map, args...);
-        case BFLOAT16: return store_tile_of<bfloat16, A>(map, args...);
-        default: return store_tile_of<float16, A>(map, args...);
-    }
+    with_type<A>(map, [&](auto e) { store_tile_of<decltype(e), A>(map, args...); });
 }
 
 // ---- the four inner loops; TAPS or K of 0 means: known when it runs ----
@@ -563,7 +591,7 @@ inline void softmax(const A* const* a, const A* b, int taps, A scale, A* w, int6
             total[q] += v[q][i];
         }
     }
-    sums<A>(total, sum);
+    sums(total, sum);
     for (int q = 0; q < GROUP; ++q) sum[q] = scale / sum[q];
     for (int i = 0; i < vectors; ++i) {
         for (int q = 0; q < GROUP; ++q) write(w + q * stride + i * L, v[q][i] * sum[q]);
@@ -573,7 +601,7 @@ inline void softmax(const A* const* a, const A* b, int taps, A scale, A* w, int6
 /// out[q] = gate * encoder[q] + sum over taps of w[q * stride + t] * tap[t], for NP pairs of channels from c, or `part` of one.
 template <class E, int TAPS, int Q, int NP, bool PART = false, class A = Accumulator<E>>
 inline void weigh_block(const E* const* tap, int taps, const A* w, int64_t stride, A gate, const E* const* encoder,
-                        E* const* out, int64_t c, int64_t part, bool stream) {
+                        E* const* out, int64_t c, int64_t part, bool stream, int64_t ahead) {
     constexpr int STEP = 2 * LANES<A>;
     auto get = [&](const E* p) { return PART ? load_part(p, part) : load(p); };
     Pair<A> total[Q][NP];
@@ -582,6 +610,7 @@ inline void weigh_block(const E* const* tap, int taps, const A* w, int64_t strid
             total[q][i] = Pair<A>{};
             if (encoder) {
                 const Pair<A> e = get(encoder[q] + c + i * STEP);
+                if (!PART) prefetch<STEP>(encoder[q] + c + i * STEP + ahead);
                 total[q][i] = {e.lo * gate, e.hi * gate};
             }
         }
@@ -611,14 +640,15 @@ inline void weigh_block(const E* const* tap, int taps, const A* w, int64_t strid
 
 template <class E, int TAPS, int Q, class A = Accumulator<E>>
 inline void weigh(const E* const* tap, int taps, const A* w, int64_t stride, A gate, const E* const* encoder, E* const* out,
-                  int64_t channels, bool stream) {
+                  int64_t channels, bool stream, int64_t ahead) {
     constexpr int64_t STEP = 2 * LANES<A>;
+    constexpr int WIDE = TAPS ? PAIRS : 1;
     int64_t c = 0;
-    for (; c + PAIRS * STEP <= channels; c += PAIRS * STEP) {
-        weigh_block<E, TAPS, Q, PAIRS>(tap, taps, w, stride, gate, encoder, out, c, 0, stream);
+    for (; WIDE > 1 && c + WIDE * STEP <= channels; c += WIDE * STEP) {
+        weigh_block<E, TAPS, Q, WIDE>(tap, taps, w, stride, gate, encoder, out, c, 0, stream, ahead);
     }
-    for (; c + STEP <= channels; c += STEP) weigh_block<E, TAPS, Q, 1>(tap, taps, w, stride, gate, encoder, out, c, 0, stream);
-    if (c < channels) weigh_block<E, TAPS, Q, 1, true>(tap, taps, w, stride, gate, encoder, out, c, channels - c, stream);
+    for (; c + STEP <= channels; c += STEP) weigh_block<E, TAPS, Q, 1>(tap, taps, w, stride, gate, encoder, out, c, 0, stream, ahead);
+    if (c < channels) weigh_block<E, TAPS, Q, 1, true>(tap, taps, w, stride, gate, encoder, out, c, channels - c, stream, ahead);
 }
 
 /// s[q * stride + i] = sum over channels of grad[q] * tap[i], for N taps.
@@ -645,18 +675,18 @@ inline void dot_columns(const E* const* grad, const E* const* tap, int64_t chann
     if constexpr (N > 4) {  // most sums are stored four at a time
         static_assert(N == 5);
         for (int q = 0; q < Q; ++q) {
-            sums<A>(total + q * N, four);
+            sums(total + q * N, four);
             std::memcpy(s + q * stride, four, sizeof four);
         }
         Vector<A> fifth[4];
         for (int q = 0; q < 4; ++q) fifth[q] = total[std::min(q, Q - 1) * N + 4];
-        sums<A>(fifth, four);
+        sums(fifth, four);
         for (int q = 0; q < Q; ++q) s[q * stride + 4] = four[q];
     } else {
         for (int i = 0; i < N; ++i) {
             Vector<A> column[4];
             for (int q = 0; q < 4; ++q) column[q] = total[std::min(q, Q - 1) * N + i];
-            sums<A>(column, four);
+            sums(column, four);
             for (int q = 0; q < Q; ++q) s[q * stride + i] = four[q];
         }
     }
@@ -674,7 +704,7 @@ inline void dot(const E* const* grad, const E* const* tap, int kernel_size, int6
 
 /// grad_encoder = gate * grad, and returns sum over channels of grad * encoder.
 template <class E, class A = Accumulator<E>>
-inline A gate_one(const E* grad, const E* encoder, E* grad_encoder, A gate, int64_t channels, bool stream) {
+inline A gate_one(const E* grad, const E* encoder, E* grad_encoder, A gate, int64_t channels, bool stream, int64_t ahead) {
     constexpr int64_t STEP = 2 * LANES<A>;
     Vector<A> lo = {}, hi = {};
     auto add = [&](Pair<A> g, Pair<A> e) {
@@ -685,6 +715,7 @@ inline A gate_one(const E* grad, const E* encoder, E* grad_encoder, A gate, int6
     int64_t c = 0;
     for (; c + STEP <= channels; c += STEP) {
         const Pair<A> scaled = add(load(grad + c), load(encoder + c));
+        prefetch<STEP>(encoder + c + ahead);
         if (grad_encoder) store(grad_encoder + c, scaled, stream);
     }
     if (const int64_t n = channels - c) {
@@ -703,7 +734,8 @@ struct Source {
 };
 
 /// Gradient of up to four decoder points from x: sum over the children above the window around each of weight * grad.
-template <class E, int K, int NP, bool PART = false, class A = Accumulator<E>>
+/// TWO: every point has 2 x 2 children.
+template <class E, int K, int NP, bool PART, bool TWO, class A = Accumulator<E>>
 inline void gather_block(const Source<E>* source, int first_row, int last_row, int kernel_size, int64_t x, int points,
                          int64_t width, const int64_t* start, int64_t x0, int64_t taps, int64_t point, int64_t column,
                          int64_t c, int64_t part, E* const* out) {
@@ -719,19 +751,28 @@ inline void gather_block(const Source<E>* source, int first_row, int last_row, i
             const int64_t nx = x - reach + u;
             if (nx < 0 || nx >= width || u > k - 2 + points) return;
             const A* w = from.weights + nx * point + tap_row + 2 * reach - u;
-            for (int64_t i = 0; i < from.rows; ++i) {
-                for (int64_t px = start[nx]; px < start[nx + 1]; ++px, w += taps) {
-                    const E* g = from.grad + i * from.grad_row + (px - x0) * column + c;
-                    Pair<A> value[NP];
-                    for (int n = 0; n < NP; ++n) value[n] = get(g + n * STEP);
-                    for (int p = 0; p < GROUP; ++p) {
-                        if (p > u || p < u - 2 * reach) continue;
-                        for (int n = 0; n < NP; ++n) {
-                            total[p][n].lo += w[p] * value[n].lo;
-                            total[p][n].hi += w[p] * value[n].hi;
-                        }
+            const E* g = from.grad + (start[nx] - x0) * column + c;
+            auto child = [&](const A* weight, const E* from) __attribute__((always_inline)) {
+                Pair<A> value[NP];
+                for (int n = 0; n < NP; ++n) value[n] = get(from + n * STEP);
+                for (int p = 0; p < GROUP; ++p) {
+                    if (p > u || p < u - 2 * reach) continue;
+                    for (int n = 0; n < NP; ++n) {
+                        total[p][n].lo += weight[p] * value[n].lo;
+                        total[p][n].hi += weight[p] * value[n].hi;
                     }
                 }
+            };
+            if constexpr (TWO) {
+                const int64_t apart = round_up(K * K, LANES<A>);
+                child(w, g), child(w + apart, g + column);
+                g += from.grad_row;
+                child(w + 2 * apart, g), child(w + 3 * apart, g + column);
+                return;
+            }
+            const int64_t columns = start[nx + 1] - start[nx];
+            for (int64_t i = 0; i < from.rows; ++i, g += from.grad_row) {
+                for (int64_t px = 0; px < columns; ++px, w += taps) child(w, g + px * column);
             }
         };
         if constexpr (K == 5) {
@@ -751,6 +792,14 @@ inline void gather_block(const Source<E>* source, int first_row, int last_row, i
             }
         }
     }
+}
+
+/// Whether all maps of features are of that type with adjacent channels, so that they are used where they lie.
+bool is_direct(const Call& call, int64_t type) {
+    for (const Map* map : {&call.decoder, &call.encoder, &call.out, &call.grad, &call.grad_decoder, &call.grad_encoder}) {
+        if (*map && (map->type != type || (map->channel != 1 && call.channels != 1))) return false;
+    }
+    return true;
 }
 
 // ---- bands of decoder rows ----
@@ -774,10 +823,8 @@ class Band {
           backward(backward),
           dots(call.grad_logits || call.grad_coarse || call.grad_gate),
           gathers(static_cast<bool>(call.grad_decoder)),
-          reads_decoder(!backward || dots) {
-        for (const Map* map : {&call.decoder, &call.encoder, &call.out, &call.grad, &call.grad_decoder, &call.grad_encoder}) {
-            if (*map && (map->type != type_of() || (map->channel != 1 && channels != 1))) staged = true;
-        }
+          reads_decoder(!backward || dots),
+          staged(!is_direct(call, type_of())) {
         child_rows = (call.out_height - 1) / call.height + 1;
         child_columns = (call.out_width - 1) / call.width + 1;
         choose_segment();
@@ -840,6 +887,10 @@ class Band {
         }
         const int64_t budget = backward || staged ? 384 << 10 : 96 << 10;
         segment = std::max<int64_t>(GROUP, std::min<int64_t>(64, budget / column / GROUP * GROUP));
+        if (gathers && !staged) {  // the output's gradient around a row is read `side` times
+            const int64_t near = side * children * channels * static_cast<int64_t>(sizeof(E));
+            segment = std::min(segment, std::max<int64_t>(4 * GROUP, (512 << 10) / std::max<int64_t>(near, 1) / GROUP * GROUP));
+        }
         segment = std::min(segment, call.width);
     }
 
@@ -985,6 +1036,11 @@ class Band {
         return {reinterpret_cast<E*>(map.at(b, 0, 0, 0)), 0, 0, map.row, map.column};
     }
 
+    /// How far before its use a pixel is asked for: two points, and some hundred nanoseconds, on.
+    int64_t ahead_of(const Pixels& map) const {
+        return std::max<int64_t>(2 * child_columns * map.column, 4096 / static_cast<int64_t>(sizeof(E)));
+    }
+
     /// Where the rows of the window around each point of `row` begin, at column 0; null outside.
     void find_rows(int64_t row) {
         decoder_column = staged ? padded_channels : call.decoder.column;
@@ -1056,6 +1112,7 @@ class Band {
         }
         const Pixels encoder = call.encoder ? pixels(call.encoder, pixel_tile, row) : out;
         find_rows(row);
+        const int64_t ahead = ahead_of(encoder);
         for (int64_t x = left; x < right; ++x) {
             find_taps(x);
             const A gate = gates[x - stage_from];
@@ -1069,9 +1126,9 @@ class Band {
                 }
                 const E* const* with = call.encoder ? e : nullptr;
                 const bool stream = call.stream && !staged;
-                if (count == GROUP) return weigh<E, TAPS, GROUP>(tap, taps, w, padded_taps, gate, with, o, channels, stream);
+                if (count == GROUP) return weigh<E, TAPS, GROUP>(tap, taps, w, padded_taps, gate, with, o, channels, stream, ahead);
                 for (int q = 0; q < count; ++q) {
-                    weigh<E, TAPS, 1>(tap, taps, w + q * padded_taps, padded_taps, gate, with ? with + q : with, o + q, channels, stream);
+                    weigh<E, TAPS, 1>(tap, taps, w + q * padded_taps, padded_taps, gate, with ? with + q : with, o + q, channels, stream, ahead);
                 }
             });
         }
@@ -1103,6 +1160,7 @@ class Band {
         const A* row_kernels = kernels + slot(row) * kernels_size();
         A* coarse_row = coarse_tile + staged_columns() * padded_taps;
         if (dots) find_rows(row);
+        const int64_t ahead = ahead_of(grad);
         const bool direct_logits = call.grad_logits && in_place(call.grad_logits);
         for (int64_t x = left; x < right; ++x) {
             if (dots) find_taps(x);
@@ -1112,7 +1170,12 @@ class Band {
             A gate_total = 0;
             for_children(rows, x, [&](int64_t first, int count, const int64_t* ys, const int64_t* xs) {
                 const E* g[GROUP];
-                for (int q = 0; q < count; ++q) g[q] = grad.at(ys[q], xs[q]);
+                for (int q = 0; q < count; ++q) {
+                    g[q] = grad.at(ys[q], xs[q]);
+                    // Where the decoder's gradient is computed too, it reads this row first: ask for its next new one.
+                    const E* next = g[q] + (gathers ? reach * child_rows * grad.row : ahead);
+                    for (int64_t c = 0; c < channels; c += 64 / static_cast<int64_t>(sizeof(E))) __builtin_prefetch(next + c);
+                }
                 if (dots) all_scores(count, g);
                 for (int q = 0; q < count; ++q) {
                     const int64_t at = ((ys[q] - y0) * staged_pixels() + xs[q] - first_pixel) * padded_taps;
@@ -1121,7 +1184,7 @@ class Band {
                     const A mean = dots ? kernel_gradient(w, scores + q * padded_taps, rest, coarse, to_logits) : 0;
                     if (!call.encoder) continue;
                     E* to = call.grad_encoder ? grad_encoder.at(ys[q], xs[q]) : nullptr;
-                    gate_total += gate_one<E>(g[q], encoder.at(ys[q], xs[q]), to, gate, channels, call.stream && !staged) - mean;
+                    gate_total += gate_one<E>(g[q], encoder.at(ys[q], xs[q]), to, gate, channels, call.stream && !staged, ahead) - mean;
                 }
             });
             if (call.grad_gate) {
@@ -1186,8 +1249,9 @@ class Band {
         }
         // Channels outside, points inside: the rows of a block of channels then stay in the nearest cache.
         constexpr int64_t STEP = 2 * L;
+        constexpr int WIDE = K ? PAIRS : 1;
         int64_t c = 0;
-        for (; c + PAIRS * STEP <= channels; c += PAIRS * STEP) gather<PAIRS>(row, first, last, column, c, 0);
+        for (; WIDE > 1 && c + WIDE * STEP <= channels; c += WIDE * STEP) gather<WIDE>(row, first, last, column, c, 0);
         for (; c + STEP <= channels; c += STEP) gather<1>(row, first, last, column, c, 0);
         if (c < channels) gather<1, true>(row, first, last, column, c, channels - c);
         if (!staged) return;
@@ -1203,8 +1267,13 @@ class Band {
                 out[p] = staged ? point_tile + (x + p - left) * padded_channels
                                 : reinterpret_cast<E*>(call.grad_decoder.at(b, 0, row, x + p));
             }
-            gather_block<E, K, NP, PART>(sources, first, last, side, x, points, call.width, start_table - stage_from, first_pixel,
-                                         padded_taps, point_size(), column, c, part, out);
+            if (K && call.out_height == 2 * call.height && call.out_width == 2 * call.width) {
+                gather_block<E, K, NP, PART, K != 0>(sources, first, last, side, x, points, call.width, start_table - stage_from,
+                                                     first_pixel, padded_taps, point_size(), column, c, part, out);
+            } else {
+                gather_block<E, 0, NP, PART, false>(sources, first, last, side, x, points, call.width, start_table - stage_from,
+                                                    first_pixel, padded_taps, point_size(), column, c, part, out);
+            }
         }
     }
 
@@ -1213,8 +1282,7 @@ class Band {
     const int64_t reach;
     const int taps;
     const int64_t padded_taps, channels, padded_channels;
-    const bool backward, dots, gathers, reads_decoder;
-    bool staged = false;
+    const bool backward, dots, gathers, reads_decoder, staged;
     int64_t child_rows, child_columns, segment;
     int64_t b = 0, left = 0, right = 0, stage_from = 0, stage_to = 0, first_pixel = 0;
     A *kernels = nullptr, *coarse_tile = nullptr, *logit_tile = nullptr, *gates = nullptr, *grad_kernels = nullptr, *scores = nullptr;
@@ -1233,22 +1301,43 @@ void rows(int64_t begin, int64_t end, void* context) {
     if (!Band<E, K>(call, BACKWARD).run(begin, end)) __atomic_store_n(&call.out_of_memory, 1, __ATOMIC_RELAXED);
 }
 
-template <bool BACKWARD>
-Task task_for(const Call& call) {
-    const Map& like = BACKWARD ? call.grad : call.out;
-    bool direct = true;
-    for (const Map* map : {&call.decoder, &call.encoder, &call.out, &call.grad, &call.grad_decoder, &call.grad_encoder}) {
-        if (*map && (map->type != like.type || (map->channel != 1 && call.channels != 1))) direct = false;
+template <class E, int K>
+Task task(int32_t backward) {
+    return backward ? rows<E, K, true> : rows<E, K, false>;
+}
+
+}  // namespace
+
+// The compiler takes its time, so native.py has it make two halves at once: 1 is float32, 2 the other types.
+#ifndef FADEUP_PART
+#define FADEUP_PART 0
+#endif
+
+extern "C" void* fadeup_other_task(const void* call, int64_t type, int32_t backward);
+
+#if FADEUP_PART != 1
+extern "C" void* fadeup_other_task(const void* context, int64_t type, int32_t backward) {
+    const Call& call = *static_cast<const Call*>(context);
+    Task found = call.kernel_size == 5 ? task<bfloat16, 5>(backward) : task<bfloat16, 0>(backward);
+    if (type == FLOAT64) found = task<double, 0>(backward);
+    if (type == FLOAT16) found = task<float16, 0>(backward);
+    return reinterpret_cast<void*>(found);
+}
+#endif
+
+#if FADEUP_PART != 2
+namespace {
+
+Task task_for(const Call& call, int32_t backward) {
+    const int64_t type = backward ? call.grad.type : call.out.type;
+    if (type == FLOAT64 || (type != FLOAT32 && is_direct(call, type))) {
+        return reinterpret_cast<Task>(fadeup_other_task(&call, type, backward));
     }
-    const int64_t k = call.kernel_size;
-    if (like.type == FLOAT64) return rows<double, 0, BACKWARD>;
-    if (direct && like.type == BFLOAT16) {
-        return k == 5 ? rows<bfloat16, 5, BACKWARD> : k == 3 ? rows<bfloat16, 3, BACKWARD> : rows<bfloat16, 0, BACKWARD>;
+    switch (call.kernel_size) {
+        case 5: return task<float, 5>(backward);
+        case 3: return task<float, 3>(backward);
+        default: return task<float, 0>(backward);
     }
-    if (direct && like.type == FLOAT16) {
-        return k == 5 ? rows<float16, 5, BACKWARD> : k == 3 ? rows<float16, 3, BACKWARD> : rows<float16, 0, BACKWARD>;
-    }
-    return k == 5 ? rows<float, 5, BACKWARD> : k == 3 ? rows<float, 3, BACKWARD> : rows<float, 0, BACKWARD>;
 }
 
 int32_t in_turn(int64_t begin, int64_t end, int64_t, Task task, void* context) {
@@ -1283,7 +1372,7 @@ int32_t fadeup_run(ParallelFor parallel_for, Call* call, int32_t backward) {
     const int64_t items = call->batches * call->height;
     const int64_t work = call->out_width * (call->out_height / call->height + 1) * call->kernel_size * call->kernel_size * (call->channels + 16);
     const int64_t grain = std::max<int64_t>(1, (1 << 17) / std::max<int64_t>(1, work));  // some 10 µs of work a thread
-    const Task task = backward ? task_for<true>(*call) : task_for<false>(*call);
+    const Task task = task_for(*call, backward);
     call->out_of_memory = 0;
     (parallel_for ? parallel_for : in_turn)(0, items, grain, task, call);
     return static_cast<int32_t>(call->out_of_memory);
@@ -1296,3 +1385,4 @@ int64_t fadeup_peak(ParallelFor parallel_for, int64_t items, int64_t rounds) {
     return 12 * LANES<float>;
 }
 }
+#endif

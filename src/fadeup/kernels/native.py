@@ -35,7 +35,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 # Never -ffast-math: it breaks NaN and infinity, and with gcc before 13 loading such a library flushes denormals in the
 # whole process.
 FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp-simd"),
+    *("-std=c++17", "-O3", "-fPIC", "-fopenmp-simd", "-fno-ipa-cp-clone", "-fno-tree-pre"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 CPU_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
@@ -193,41 +193,54 @@ def build(*, rebuild: bool = False) -> Path:
 def _compile(command: list[str], folder: Path, target: Path, mark: str) -> None:
     logger.info("fadeup: building the CPU kernels, once for this machine")
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
-        made, finished = Path(work) / "native.so", Path(work) / "sealed.so"
-        error = ""
+        made, sealed, error = Path(work) / "native.so", Path(work) / "sealed.so", ""
+        halves = {part: Path(work) / f"{part}.o" for part in (1, 2)}
         for cpu_flags in CPU_FLAGS:
-            error = _run([*command, *FLAGS, *cpu_flags, "-o", str(made), str(SOURCE)])
+            flags = [*FLAGS, *cpu_flags]
+            error = _run([[*command, *flags, f"-DFADEUP_PART={n}", "-c", str(SOURCE), "-o", str(o)] for n, o in halves.items()])
+            error = error or _run([[*command, *flags, "-shared", *map(str, halves.values()), "-o", str(made)]])
             if not error and made.is_file():
                 break
         else:
             raise BuildError(f"{command[0]} failed: {error or 'it made no library'}")
-        with finished.open("wb") as file:
+        with sealed.open("wb") as file:
             file.write(_sealed(made.read_bytes(), mark))
             file.flush()
             os.fsync(file.fileno())
-        finished.chmod(0o700)
-        finished.replace(target)
+        sealed.chmod(0o700)
+        sealed.replace(target)
 
 
-def _run(command: list[str]) -> str:
-    """Run a compiler within its time; its first words of complaint, or nothing where it succeeded."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+def _run(commands: list[list[str]]) -> str:
+    """Run commands side by side within their time; the first words of complaint, or nothing where all succeeded."""
+    processes = []
     try:
-        output, _ = process.communicate(timeout=BUILD_SECONDS)
+        for command in commands:
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+        until = time.monotonic() + BUILD_SECONDS
+        outputs = [process.communicate(timeout=max(0.1, until - time.monotonic()))[0] for process in processes]
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{command[0]} did not finish within {BUILD_SECONDS} s") from None
+        raise BuildError(f"{commands[0][0]} did not finish within {BUILD_SECONDS} s") from None
     finally:
-        if process.poll() is None:  # it hangs, or Ctrl-C was pressed: the compiler's own children too
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    if process.returncode == 0:
-        return ""
-    text = output.decode(errors="replace").strip()
-    lines = [line for line in text.splitlines() if "error" in line] or text.splitlines()
-    return lines[0][:300] if lines else f"exit code {process.returncode}"
+        for process in processes:
+            if process.poll() is None:  # it hangs, or Ctrl-C was pressed: the compiler's own children too
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+    for process, output in zip(processes, outputs, strict=True):
+        if process.returncode:
+            lines = output.decode(errors="replace").strip().splitlines()
+            complaints = [line for line in lines if "error" in line] or lines
+            return complaints[0][:300] if complaints else f"exit code {process.returncode}"
+    return ""
 
 
 # ---- loading ----
@@ -288,25 +301,35 @@ def library() -> Library:
         return _loaded
 
 
+def problem() -> str | None:
+    """Why the kernels cannot be used, or None where they can."""
+    try:
+        library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
 _warned = False
 
 
 def is_available() -> bool:
     """Whether the kernels can be used; the first time they cannot, one warning says why and what to install."""
     global _warned
-    try:
-        library()
-    except BuildError as error:
-        if not _warned:
-            _warned = True
-            warnings.warn(
-                f"fadeup's CPU kernels could not be built ({error}); the slower impl='eager' is used. To have them, "
-                f"{INSTALL}; `fadeup doctor` tells more.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return False
-    return True
+    reason = problem()
+    if reason and not _warned:
+        _warned = True
+        warnings.warn(
+            f"fadeup's CPU kernels could not be built ({reason}); the slower impl='eager' is used. To have them, "
+            f"{INSTALL}; `fadeup doctor` tells more.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return reason is None
+
+
+for _constant in (problem, is_available):  # what torch.compiler.assume_constant_result does, without its imports
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # ---- calling ----
@@ -383,11 +406,15 @@ def forward(
     gate_logits: Tensor | None,
     *,
     raw: bool = False,
+    like: Tensor | None = None,
 ) -> Tensor:
-    """`reassemble`; where `raw`, `logits` are the weights themselves. `decoder` and `encoder` are of one dtype."""
+    """`reassemble`; where `raw`, `logits` are the weights themselves. `decoder` and `encoder` are of one dtype.
+
+    The result has the memory format of `like`, by default of `decoder`.
+    """
     kernel_size = round(logits.shape[1] ** 0.5)
     out_size = logits.shape[2:]
-    out = _empty((*decoder.shape[:2], *out_size), decoder)
+    out = _empty((*decoder.shape[:2], *out_size), decoder if like is None else like)
     maps = (logits, coarse_logits, encoder, gate_logits, out, None, None, None, None, None, None)
     _call(decoder, decoder.shape, out_size, kernel_size, raw, out, maps, False)
     return out
@@ -407,11 +434,13 @@ def backward(
     """Gradients of `forward`'s five maps, None where not needed. Each has the dtype and memory format of its map."""
     inputs = (decoder, logits, coarse_logits, encoder, gate_logits)
     grads = [_empty_like(x) if x is not None and need else None for x, need in zip(inputs, needed, strict=True)]
-    if grads[4] is not None and grads[3] is None:  # the gate's comes from the encoder's values, not its gradient
-        pass
     kernel_size = round(logits.shape[1] ** 0.5)
     maps = (logits, coarse_logits, encoder, gate_logits, None, grad, *grads)
     _call(decoder, decoder.shape, grad.shape[2:], kernel_size, raw, grads[3], maps, True)
+    if decoder.shape[1] == 0:  # nothing ran, and without channels the kernels make no difference
+        for x in grads:
+            if x is not None:
+                x.zero_()
     return grads
 
 
@@ -423,6 +452,17 @@ def window_dot(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     maps = (None, None, None, None, None, query, None, out, None, None, None)
     _call(key, key.shape, query.shape[2:], kernel_size, True, None, maps, True)
     return out
+
+
+def window_dot_backward(grad: Tensor, query: Tensor, key: Tensor, needed: Sequence[bool]) -> list[Tensor]:
+    """Gradients of `window_dot`, the needed ones: reassemblies with the scores' gradient for weights."""
+    grads: list[Tensor] = []
+    if needed[0]:
+        grads.append(forward(key, grad, None, None, None, raw=True, like=query))
+    if needed[1]:
+        only_decoder = (True, False, False, False, False)
+        grads += [x for x in backward(query, key, grad, None, None, None, only_decoder, raw=True) if x is not None]
+    return grads
 
 
 def peak(seconds: float = 0.2) -> float:
