@@ -4,12 +4,14 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fadeup import SemiShiftConv, build_upsampler, semi_shift_conv
-from fadeup.functional import FORMS, nearest
+from fadeup.functional import FORMS, compressed_conv, nearest
+from fadeup.upsamplers import share_guide
 from fadeup.upsamplers.fade import ConcatenatedKernels
 from helpers import poisoned_memory
 
@@ -265,3 +267,65 @@ def test_the_layer_names_an_unknown_form_and_an_even_window():
 @pytest.mark.parametrize(("size", "out_size"), [((1, 4), (1, 7)), ((1, 4), (1, 8)), ((4, 1), (8, 1))], ids=str)
 def test_one_pixel_is_2h_minus_1_too(size, out_size):
     assert_forms_are_equal(arguments(size, out_size))
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("size", [(5, 9), (3, 3), (1, 7), (16, 16)], ids=str)
+@pytest.mark.parametrize("conv_size", [1, 3, 5])
+@pytest.mark.parametrize("channels", [3, 64, 89, 90])
+def test_a_folded_compressor_gives_the_same_borders_included(channels, conv_size, size, with_bias):
+    x = torch.randn(2, channels, *size, dtype=torch.float64)
+    compressor, weight = torch.randn(64, channels, 1, 1).double(), torch.randn(25, 64, conv_size, conv_size).double()
+    compressor_bias, bias = (torch.randn(64).double(), torch.randn(25).double()) if with_bias else (None, None)
+    expected = F.conv2d(F.conv2d(x, compressor, compressor_bias), weight, bias, padding=conv_size // 2)
+    with torch.no_grad():
+        actual = compressed_conv(x, compressor, compressor_bias, weight, bias)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("channels", "convolutions"), [(89, 1), (90, 2)])
+def test_the_compressor_is_folded_only_where_that_is_cheaper(channels, convolutions):
+    x, compressor, weight = torch.ones(1, channels, 4, 4), torch.ones(64, channels, 1, 1), torch.ones(25, 64, 3, 3)
+
+    def count() -> int:
+        with torch.profiler.profile() as profile:
+            compressed_conv(x, compressor, None, weight, None)
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::conv2d")
+
+    with torch.no_grad():
+        assert count() == convolutions
+    assert count() == 2
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", ["fade", "fade_lite", "b4"])
+def test_a_shared_guide_gives_what_each_upsampler_gives_alone(name, memory_format):
+    first, second = (build_upsampler(name, c, 6).double() for c in (6, 4))
+    encoder = torch.randn(2, 6, 13, 17, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    decoders = [torch.randn(2, c, *size, dtype=torch.float64) for c, size in ((6, (7, 9)), (4, (13, 17)))]
+    decoders = [x.to(memory_format=memory_format) for x in decoders]
+    alone = [up(x, encoder) for up, x in zip((first, second), decoders, strict=True)]
+    logits = share_guide([first, second], encoder)
+    shared = [up(x, encoder, fine_logits=y) for up, x, y in zip((first, second), decoders, logits, strict=True)]
+    inputs = [encoder, *first.parameters(), *second.parameters()]
+    grads = [torch.autograd.grad(sum(x.square().sum() for x in outs), inputs) for outs in (alone, shared)]
+    for actual, expected in zip((*shared, *grads[1]), (*alone, *grads[0]), strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert all(x.is_contiguous(memory_format=memory_format) for x in shared)
+
+
+@pytest.mark.parametrize("other", [("b1", {}), ("carafe", {}), ("fade_lite", {}), ("fade", {"conv_size": 5})], ids=str)
+def test_what_cannot_share_a_guide_is_refused(other):
+    name, options = other
+    with pytest.raises(
+        ValueError, match=r"upsamplers must be alike, with kernels='semi_shift' .* got 2, [12] with semi"
+    ):
+        share_guide([build_upsampler("fade", 6), build_upsampler(name, 6, **options)], torch.ones(1, 6, 8, 8))
+
+
+def test_logits_of_a_shared_guide_need_semi_shift_kernels():
+    decoder, encoder = torch.ones(1, 6, 4, 4), torch.ones(1, 6, 8, 8)
+    with pytest.raises(ValueError, match="fine_logits must be None with kernels other than 'semi_shift', got Tensor"):
+        build_upsampler("b1", 6)(decoder, encoder, fine_logits=torch.ones(1, 25, 8, 8))
+    with pytest.raises(ValueError, match=r"logits must be of batch size 1 like decoder, got 2"):
+        build_upsampler("fade", 6)(decoder, encoder, fine_logits=torch.ones(2, 25, 8, 8))

@@ -113,6 +113,10 @@ def cache_folder() -> Path:
     return Path(base or "~/.cache").expanduser() / "fadeup"
 
 
+def _is_private(status: os.stat_result) -> bool:
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def _open_cache() -> Path:
     """The cache folder, made where it is missing; refused unless it is this user's and nobody else can write to it."""
     folder = cache_folder()
@@ -121,7 +125,7 @@ def _open_cache() -> Path:
         status = folder.stat()
     except OSError as error:
         raise BuildError(f"the cache folder {folder} cannot be used: {error}; set FADEUP_CACHE to another") from error
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if not _is_private(status):
         raise BuildError(
             f"the cache folder {folder} must belong to this user and be writable by nobody else: chmod 700 {folder}, "
             "or set FADEUP_CACHE to another"
@@ -141,7 +145,7 @@ def _is_sound(path: Path, mark: str) -> bool:
         content = path.read_bytes()
     except OSError:
         return False
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode) or not _is_private(status):
         return False
     return len(content) > 32 and _sealed(content[:-32], mark) == content
 
@@ -197,7 +201,9 @@ def _compile(command: list[str], folder: Path, target: Path, mark: str) -> None:
         halves = {part: Path(work) / f"{part}.o" for part in (1, 2)}
         for cpu_flags in CPU_FLAGS:
             flags = [*FLAGS, *cpu_flags]
-            error = _run([[*command, *flags, f"-DFADEUP_PART={n}", "-c", str(SOURCE), "-o", str(o)] for n, o in halves.items()])
+            error = _run(
+                [[*command, *flags, f"-DFADEUP_PART={n}", "-c", str(SOURCE), "-o", str(o)] for n, o in halves.items()]
+            )
             error = error or _run([[*command, *flags, "-shared", *map(str, halves.values()), "-o", str(made)]])
             if not error and made.is_file():
                 break

@@ -30,7 +30,9 @@ def choose(impl: str, x: Tensor | None = None) -> str:
         names = ", ".join(repr(name) for name in ("auto", *IMPLEMENTATIONS))
         raise ValueError(f"impl must be one of {names}, got {impl!r}")
     if impl == "native" and x is not None and x.device.type != "cpu":
-        raise ValueError(f"impl must be 'auto', 'eager' or 'reference' on {x.device}, got 'native', which is for the CPU")
+        raise ValueError(
+            f"impl must be 'auto', 'eager' or 'reference' on {x.device}, got 'native', which is for the CPU"
+        )
     if impl == "native" and (reason := native.problem()):
         raise ValueError(
             f"impl must be 'auto', 'eager' or 'reference' here, got 'native', which could not be built ({reason}); "
@@ -62,7 +64,7 @@ def _wide(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _as_wide_as(like: Tensor, x: Tensor | None) -> Tensor | None:
-    """`x` in float64 where `like` is and only there: kernels may be in half precision beside float32, not beside that."""
+    """`x` in float64 where `like` is, and only there; half precision may stand beside float32."""
     wide = like.dtype == torch.float64
     return x if x is None or wide == (x.dtype == torch.float64) else x.to(like.dtype)
 
@@ -102,7 +104,9 @@ _MAPS = "Tensor decoder, Tensor logits, Tensor? coarse_logits, Tensor? encoder, 
 torch.library.define("fadeup::reassemble", f"({_MAPS}) -> Tensor")
 torch.library.define("fadeup::reassemble_backward", f"(Tensor grad, {_MAPS}, bool[5] needed) -> Tensor[]")
 torch.library.define("fadeup::window_dot", "(Tensor query, Tensor key, int kernel_size) -> Tensor")
-torch.library.define("fadeup::window_dot_backward", "(Tensor grad, Tensor query, Tensor key, bool[2] needed) -> Tensor[]")
+torch.library.define(
+    "fadeup::window_dot_backward", "(Tensor grad, Tensor query, Tensor key, bool[2] needed) -> Tensor[]"
+)
 
 
 def _present(tensors: Any, needed: Any) -> list[Tensor]:

@@ -9,7 +9,7 @@ from fadeup.upsamplers.a2u import A2U
 from fadeup.upsamplers.carafe import CARAFE
 from fadeup.upsamplers.classic import Bilinear, Deconvolution, MaxUnpool, Nearest, PixelShuffle
 from fadeup.upsamplers.dysample import DySample
-from fadeup.upsamplers.fade import FADE, FADELite, SemiShiftConv
+from fadeup.upsamplers.fade import FADE, FADELite, SemiShiftConv, share_guide
 from fadeup.upsamplers.indexnet import IndexNet
 from fadeup.upsamplers.official import load_official
 from fadeup.upsamplers.sapa import SAPA
@@ -35,6 +35,7 @@ __all__ = [
     "build_upsampler",
     "load_official",
     "resolve",
+    "share_guide",
 ]
 
 UPSAMPLERS: dict[str, type[Upsampler]] = {

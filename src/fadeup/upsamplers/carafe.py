@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadeup.functional import check_count, check_impl, check_kernel_size, reassemble
+from fadeup.functional import check_count, check_impl, check_kernel_size, compressed_conv, reassemble
 from fadeup.upsamplers.fade import Fusion, xavier_
 from fadeup.upsamplers.upsampler import Upsampler
 
@@ -65,7 +65,11 @@ class CARAFE(Upsampler):
 
     def upsample(self, decoder: Tensor, encoder: Tensor | None, size: tuple[int, int]) -> Tensor:
         """Kernels, reassembly and, where asked, fusion."""
-        logits = F.pixel_shuffle(self.content_encoder(self.compressor(decoder)), int(self.scale))
+        compressor, content_encoder = self.compressor, self.content_encoder
+        logits = compressed_conv(
+            decoder, compressor.weight, compressor.bias, content_encoder.weight, content_encoder.bias
+        )
+        logits = F.pixel_shuffle(logits, int(self.scale))
         if self.groups == 1:
             return self.fusion(decoder, encoder, logits, None, self.impl)
         batch, channels, height, width = decoder.shape

@@ -6,7 +6,10 @@ FADE-Lite: the journal version, IJCV 2024.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadeup.functional import (
@@ -15,10 +18,13 @@ from fadeup.functional import (
     check_count,
     check_impl,
     check_kernel_size,
+    check_map,
+    compressed_conv,
     nearest,
     reassemble,
     semi_shift_conv,
 )
+from fadeup.kernels.op import match_format
 from fadeup.upsamplers.upsampler import Upsampler
 
 FUSIONS = ("gate", "skip", "none")
@@ -84,6 +90,12 @@ class SemiShiftConv(nn.Module):
             form=self.form,
         )
 
+    def coarse(self, decoder: Tensor) -> Tensor:
+        """The decoder's share alone, `(B, M, H, W)`, for an encoder's share that `share_guide` has computed."""
+        return compressed_conv(
+            decoder, self.decoder_compressor.weight, None, self.content_encoder.weight, self.content_encoder.bias
+        )
+
     def macs(self, positions: int, out_positions: int) -> int:
         """Multiply–accumulates over so many low-resolution and high-resolution positions."""
         return (
@@ -122,7 +134,11 @@ class ConcatenatedKernels(nn.Module):
         """`(logits (B, M, H', W'), None)`."""
         if self.with_decoder:
             encoder = torch.cat([encoder, nearest(decoder, (encoder.shape[2], encoder.shape[3]))], dim=1)
-        return self.content_encoder(self.compressor(encoder)), None
+        compressor, content_encoder = self.compressor, self.content_encoder
+        logits = compressed_conv(
+            encoder, compressor.weight, compressor.bias, content_encoder.weight, content_encoder.bias
+        )
+        return logits, None
 
     def macs(self, positions: int, out_positions: int) -> int:
         """Multiply–accumulates over so many low-resolution and high-resolution positions."""
@@ -240,6 +256,18 @@ class FADE(Upsampler):
             )
         self.fusion = Fusion(fusion, decoder_channels, self.encoder_channels)
 
+    def forward(self, decoder: Tensor, encoder: Tensor | None = None, *, fine_logits: Tensor | None = None) -> Tensor:
+        """Upsample `decoder` to the size of `encoder`; `fine_logits` are what `share_guide` gave for this upsampler."""
+        if fine_logits is None:
+            return super().forward(decoder, encoder)
+        self._check(decoder, encoder)
+        if not isinstance(self.kernels, SemiShiftConv):
+            got = type(fine_logits).__name__
+            raise ValueError(f"fine_logits must be None with kernels other than 'semi_shift', got {got}")
+        return match_format(
+            self.fusion(decoder, encoder, fine_logits, self.kernels.coarse(decoder), self.impl), decoder
+        )
+
     def upsample(self, decoder: Tensor, encoder: Tensor | None, size: tuple[int, int]) -> Tensor:
         """Kernels, reassembly and fusion; `encoder` is there, for `needs_encoder`."""
         logits, coarse_logits = self.kernels(encoder, decoder)
@@ -297,6 +325,51 @@ class FADELite(FADE):
             depthwise=True,
             impl=impl,
         )
+
+
+def share_guide(upsamplers: Sequence[FADE], encoder: Tensor) -> list[Tensor]:
+    """The encoder's share of the kernels of several upsamplers, in one pass over the guide that they have in common.
+
+    In SegFormer's head (FADE, Figure 10) the map of 1/4 guides three upsamplers and that of 1/8 two. One 1x1
+    convolution compresses the guide for all of them and one grouped convolution makes their logits:
+
+        first, second = share_guide([up1, up2], encoder)
+        up1(decoder1, encoder, fine_logits=first), up2(decoder2, encoder, fine_logits=second)
+
+    is `up1(decoder1, encoder), up2(decoder2, encoder)`, with gradients, for less time.
+
+    Args:
+        upsamplers: FADE or FADE-Lite with semi-shift kernels, alike in all but their decoders.
+        encoder: The guide, `(B, C_en, H', W')`.
+
+    Raises:
+        ValueError: The upsamplers have no semi-shift kernels, or differ in the shapes of their encoder's part.
+    """
+    parts = [part for upsampler in upsamplers if isinstance(part := getattr(upsampler, "kernels", None), SemiShiftConv)]
+    shapes = {
+        (part.encoder_compressor.weight.shape, part.content_encoder.weight.shape, part.content_encoder.groups)
+        for part in parts
+    }
+    if len(shapes) != 1 or len(parts) != len(upsamplers):
+        raise ValueError(
+            "upsamplers must be alike, with kernels='semi_shift' and the same numbers of encoder, compressed and "
+            f"kernel channels, got {len(upsamplers)}, {len(parts)} with semi-shift kernels, of {len(shapes)} shapes"
+        )
+    check_map("encoder", encoder, parts[0].encoder_compressor.in_channels)
+
+    def joined(layer: str, name: str) -> Tensor:
+        return torch.cat([getattr(getattr(part, layer), name) for part in parts])
+
+    compressed = F.conv2d(encoder, joined("encoder_compressor", "weight"), joined("encoder_compressor", "bias"))
+    content = parts[0].content_encoder
+    logits = F.conv2d(
+        compressed,
+        joined("content_encoder", "weight"),
+        joined("content_encoder", "bias"),
+        padding=content.kernel_size[0] // 2,
+        groups=content.groups * len(parts),
+    )
+    return list(logits.chunk(len(parts), dim=1))
 
 
 _GATE = {"gate_generator.conv.weight": "fusion.gate.weight", "gate_generator.conv.bias": "fusion.gate.bias"}

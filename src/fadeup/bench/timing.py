@@ -1,4 +1,4 @@
-"""Measures time and peak memory of a call, with spread, and says on what machine."""
+"""Time of a call with its spread, its peak memory, and the machine and versions that it ran on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 import fadeup
 from fadeup.cost import FIGURE_7
+from fadeup.doctor import cpu_model, vector_sets
 
 MEASURED_CHANNELS = (32, 64, 128, 256)
 MEASURED_SIZES = (14, 28, 56)
@@ -90,14 +92,17 @@ def _by_field(measurements: dict[str, list[Measurement]]) -> dict[str, dict[str,
 
 
 def environment() -> dict[str, Any]:
-    """Versions, threads, machine and commit, which timings and last digits depend on."""
+    """Versions, threads, machine, commit and date, which timings and last digits depend on."""
     return {
         "fadeup": fadeup.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": cpu_model(),
+        "vectors": vector_sets(),
         "threads": torch.get_num_threads(),
-        "commit": commit_of(Path(__file__).parent),
+        "commit": commit_of(Path(fadeup.__file__).parent),
+        "date": datetime.now(UTC).date().isoformat(),
     }
 
 

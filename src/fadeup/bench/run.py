@@ -1,0 +1,228 @@
+"""Runs a case: checks it, times its peers in turns, takes each one's memory in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fadeup
+from fadeup.bench.case import (
+    Case,
+    DisagreementError,
+    Work,
+    check,
+    checked_side,
+    floor_work,
+    moved_bytes,
+    peers_of,
+    prepare,
+)
+from fadeup.bench.quiet import LIMIT, Busy, Watch, look
+from fadeup.kernels import native
+
+PEER_SECONDS = 2.0
+TURN_SECONDS = 0.03
+WARM_SECONDS = 0.05
+ROUNDS = 3, 15
+COPIED_BYTES = 256 << 20
+
+
+class BusyError(RuntimeError):
+    """Other processes use the machine."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a case is run.
+
+    `seconds` is how long each peer is timed in a case, about. With `force` results count though other processes are
+    busy, and are marked.
+    """
+
+    seconds: float = PEER_SECONDS
+    memory: bool = True
+    checked: bool = True
+    force: bool = False
+
+
+Tell = Callable[[str], object]
+
+
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """So many of PyTorch's threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def require_quiet(force: bool) -> list[Busy] | None:
+    """The processes that are busy, which are refused unless `force`; None where the system does not tell.
+
+    Raises:
+        BusyError: There are some.
+    """
+    busy = look()
+    if busy and not force:
+        raise BusyError(f"{_are_busy(busy)}; wait for it, or use --force, which marks the result")
+    return busy
+
+
+def _are_busy(busy: Sequence[Busy]) -> str:
+    return f"other processes must use at most {LIMIT:.0%} of a core, got " + ", ".join(map(str, busy[:3]))
+
+
+def run_case(case: Case, peers: Sequence[str], settings: Settings, tell: Tell = lambda text: None) -> dict[str, Any]:
+    """Measure a case. The result is plain data; `refused` says why there are no numbers, where there are none."""
+    names = peers_of(case, peers)
+    result: dict[str, Any] = {"case": asdict(case), "own": case.own, "refused": None, "busy": []}
+    watch = Watch()
+    try:
+        if settings.checked:
+            tell("checking")
+            result |= {"checked_side": checked_side(case), "checked": check(case, names)}
+        tell("timing")
+        result |= _timed(case, names, settings)
+    except DisagreementError as error:
+        return result | {"refused": str(error)}
+    busy = watch.busy()
+    if busy and not settings.force:
+        return result | {"refused": f"{case}: {_are_busy(busy)} during the run", "peers": {}}
+    result["busy"] = [str(one) for one in busy or ()]
+    for name in names if settings.memory else ():
+        tell(f"memory of {name}")
+        result["peers"][name]["peak_mib"] = memory_of(case, name)
+    return result
+
+
+def _timed(case: Case, names: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """Times, ratios and floor."""
+    if "unfold-compiled" in names:
+        torch.compiler.reset()
+    works = {name: prepare(case, name) for name in names}
+    with torch.set_grad_enabled(case.passes == "forward+backward"):
+        calls = {name: work.call(case.passes) for name, work in works.items()}
+        first, rounds = take_turns(calls, case.own, settings.seconds)
+    own = rounds[case.own]
+    return {
+        "peers": {name: _spread(rounds[name]) | {"first_ms": first[name] * 1e3} for name in names},
+        "ratios": {name: _ratio(rounds[name], own) for name in names if name != case.own},
+        "io_mib": moved_bytes(case, works[case.own]) / 2**20,
+        "floor": _floor(case, works[case.own], own) if case.operator == "reassemble" else None,
+    }
+
+
+def take_turns(
+    calls: dict[str, Callable[[], object]], own: str, seconds: float
+) -> tuple[dict[str, float], dict[str, list[float | None]]]:
+    """Seconds of each call's very first run, and of each round; None in rounds that a slow one sits out.
+
+    In a round each call has its turn, so that a machine that slows down slows all of them down. A turn is one call
+    untimed, unless it is long, which finds again what the others pushed out of the caches, and then the median of as
+    many calls as fit. torch's Timer cannot do that: it runs a call three times to time it once.
+    """
+    first = {name: _seconds(call) for name, call in calls.items()}
+    each = {name: _seconds(call) for name, call in calls.items()}
+    counts = {name: max(1, min(50, int(TURN_SECONDS / each[name]))) for name in calls}
+    fitting = {name: int(seconds / (counts[name] * each[name])) for name in calls}
+    total = min(max(fitting[own], ROUNDS[0]), ROUNDS[1])
+    turns = {name: min(max(fitting[name], ROUNDS[0]), total) for name in calls}
+    rounds: dict[str, list[float | None]] = {name: [None] * total for name in calls}
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(total):
+            for name, call in calls.items():
+                if (index * turns[name]) // total != ((index - 1) * turns[name]) // total:
+                    rounds[name][index] = _turn(call, counts[name], warm=each[name] < WARM_SECONDS)
+    finally:
+        gc.enable()
+    return first, rounds
+
+
+def _turn(call: Callable[[], object], count: int, *, warm: bool) -> float:
+    if warm:
+        call()
+    return statistics.median(_seconds(call) for _ in range(count))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def _spread(rounds: Sequence[float | None]) -> dict[str, Any]:
+    values = [value * 1e3 for value in rounds if value is not None]
+    q1, median, q3 = _quartiles(values)
+    return {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "rounds": len(values), "peak_mib": None}
+
+
+def _ratio(peer: Sequence[float | None], own: Sequence[float | None]) -> dict[str, float]:
+    """How many times longer a peer takes, from the medians; the quartiles are those of the rounds' ratios."""
+    pairs = [(a, b) for a, b in zip(peer, own, strict=True) if a is not None and b is not None]
+    q1, _, q3 = _quartiles([a / b for a, b in pairs])
+    medians = [statistics.median(x for x in rounds if x is not None) for rounds in (peer, own)]
+    return {"ratio": medians[0] / medians[1], "q1": q1, "q3": q3}
+
+
+def _floor(case: Case, work: Work, own: Sequence[float | None]) -> dict[str, Any]:
+    """The least time that this machine needs for the case, and how many times longer the kernel took."""
+    moved, macs = floor_work(case, work)
+    bandwidth, peak = copy_bandwidth(), native.peak()
+    by_memory, by_arithmetic = moved / bandwidth, macs / peak
+    seconds = max(by_memory, by_arithmetic)
+    values = [value / seconds for value in own if value is not None]
+    q1, ratio, q3 = _quartiles(values)
+    return {
+        **{"ms": seconds * 1e3, "bound": "memory" if by_memory >= by_arithmetic else "arithmetic"},
+        **{"mib": moved / 2**20, "macs": macs, "copy_gb_s": bandwidth / 1e9, "peak_gmac_s": peak / 1e9},
+        **{"ratio": ratio, "q1": q1, "q3": q3},
+    }
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of the best of ten copies of 256 MiB."""
+    source = torch.ones(COPIED_BYTES // 4)
+    target = torch.zeros_like(source)
+    return 2 * COPIED_BYTES / min(_seconds(lambda: target.copy_(source)) for _ in range(10))
+
+
+def memory_of(case: Case, peer: str) -> float | None:
+    """MiB that the call needs above its inputs, in a fresh process.
+
+    Raises:
+        RuntimeError: The process failed; its last words are the message.
+    """
+    order = json.dumps({"case": asdict(case), "peer": peer, "threads": torch.get_num_threads()})
+    paths = [str(Path(fadeup.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-m", "fadeup.bench.worker", order],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"{case}: the process that measures the memory of {peer} failed: {words[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])["peak_mib"]

@@ -1,0 +1,123 @@
+"""What is installed, which implementation `impl="auto"` uses on the CPU, and why; builds the kernels ahead of time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fadeup
+from fadeup.kernels import native
+
+VECTOR_SETS = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16"),
+    *("asimd", "asimdhp", "bf16", "sve", "sve2"),
+)
+"""Instruction sets that matter here, as Linux names them on x86-64 and on ARM."""
+
+
+def _cpu_fields() -> dict[str, str]:
+    """The fields of the first processor in `/proc/cpuinfo`; none where there is no such file."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def cpu_model() -> str:
+    """The name of the CPU's model, as far as the system says it."""
+    return _cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def vector_sets() -> list[str]:
+    """The vector instruction sets of the CPU that kernels make use of; empty where the system does not list them."""
+    fields = _cpu_fields()
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return [name for name in VECTOR_SETS if name in flags]
+
+
+def _version(command: list[str] | None) -> str | None:
+    """The first line of what a compiler says of itself."""
+    if command is None:
+        return None
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    return next(iter(done.stdout.splitlines()), None)
+
+
+def diagnose() -> dict[str, Any]:
+    """Versions, CPU, and the implementation that is used; builds the kernels where they have not been built."""
+    problem, command = native.problem(), native.compiler()
+    return {
+        "fadeup": fadeup.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": {"model": cpu_model(), "vectors": vector_sets(), "torch": torch.backends.cpu.get_cpu_capability()},
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "implementation": "eager" if problem else "native",
+        "problem": problem,
+        "install": native.INSTALL if problem else None,
+        "library": None if problem else str(native.library().path),
+        "cache": str(native.cache_folder()),
+        "compiler": None if command is None else " ".join(command),
+        "compiler_version": _version(command),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def build(*, rebuild: bool = False) -> tuple[Path, float]:
+    """Put the kernels into the cache, load them, and say where they are and how many seconds it took.
+
+    Raises:
+        BuildError: They could not be built, kept or loaded.
+    """
+    start = time.perf_counter()
+    path = native.build(rebuild=rebuild)
+    native.library()
+    return path, time.perf_counter() - start
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The diagnosis in words, as names and values."""
+    cpu = found["cpu"]
+    lines = [
+        ("fadeup", f"{found['fadeup']}, torch {found['torch']}, Python {found['python']}, {found['system']}"),
+        ("CPU", cpu["model"]),
+        ("vectors", f"{' '.join(cpu['vectors']) or 'not listed by the system'} (torch uses {cpu['torch']})"),
+        ("threads", f"{found['threads']} of {found['cores']} cores"),
+    ]
+    if found["problem"]:
+        lines += [
+            ("impl='auto'", "eager on the CPU, the slower one: the native kernels cannot be used"),
+            ("because", found["problem"]),
+            ("to do", found["install"]),
+        ]
+    else:
+        lines += [("impl='auto'", "native on the CPU, the fused kernels"), ("library", found["library"])]
+    described = found["compiler"] and f"{found['compiler']} ({found['compiler_version'] or 'says no version'})"
+    missing = "none" if found["problem"] else "none; the library was put into the cache before"
+    gpu = f"eager on {found['gpu']}" if found["gpu"] else "none that torch can use"
+    return [
+        *lines,
+        ("compiler", described or missing),
+        ("cache", found["cache"] + (" (FADEUP_CACHE)" if os.environ.get("FADEUP_CACHE", "").strip() else "")),
+        ("GPU", f"{gpu}; there are no CUDA or Triton kernels yet"),
+    ]
+
+
+def render(found: dict[str, Any]) -> str:
+    """The diagnosis as a table of two columns, in plain text."""
+    lines = rows(found)
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
