@@ -287,19 +287,20 @@ def compressed_conv(
     fits = min(x.shape[2:]) >= size > 1
     if torch.is_grad_enabled() or torch.compiler.is_exporting() or not (cheaper and fits):
         return F.conv2d(F.conv2d(x, compressor, compressor_bias), weight, bias, padding=reach, groups=groups)
-    folded = torch.einsum("mdij,dc->mcij", weight, compressor.flatten(1))
+    folded = torch.matmul(weight.permute(0, 2, 3, 1), compressor.flatten(1)).permute(0, 3, 1, 2)
     if compressor_bias is None:
         return F.conv2d(x, folded, bias, padding=reach)
     # What the compressor's bias adds on a map of size x size: in the middle everywhere, elsewhere near the border.
-    shares = F.conv2d(compressor_bias[:, None, None].expand(-1, size, size)[None], weight, bias, padding=reach)
-    out = F.conv2d(x, folded, shares[0, :, reach, reach].contiguous(), padding=reach)
-    excess = shares - shares[:, :, reach : reach + 1, reach : reach + 1]
-    middle = [reach] * (x.shape[3] - size)
-    rows = excess[..., [*range(reach), *middle, *range(reach, size)]]
+    shares = F.conv2d(compressor_bias[None, :, None, None].expand(1, -1, size, size), weight, bias, padding=reach)
+    middle = shares[:, :, reach : reach + 1, reach : reach + 1]
+    out = F.conv2d(x, folded, middle.flatten(), padding=reach)
+    excess = shares - middle
+    across = excess[..., reach : reach + 1].expand(-1, -1, -1, x.shape[3] - 2 * reach)
+    rows = torch.cat([excess[..., :reach], across, excess[..., reach + 1 :]], dim=3)
     out[:, :, :reach] += rows[:, :, :reach]
-    out[:, :, -reach:] += rows[:, :, size - reach :]
+    out[:, :, -reach:] += rows[:, :, -reach:]
     out[:, :, reach:-reach, :reach] += excess[:, :, reach : reach + 1, :reach]
-    out[:, :, reach:-reach, -reach:] += excess[:, :, reach : reach + 1, size - reach :]
+    out[:, :, reach:-reach, -reach:] += excess[:, :, reach : reach + 1, -reach:]
     return out
 
 

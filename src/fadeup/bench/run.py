@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,13 +122,14 @@ def _timed(case: Case, names: Sequence[str], settings: Settings) -> dict[str, An
     return {
         "peers": {name: _spread(rounds[name]) | {"first_ms": first[name] * 1e3} for name in names},
         "ratios": {name: _ratio(rounds[name], own) for name in names if name != case.own},
+        "input_mib": sum(x.nbytes for x in works[case.own].inputs) / 2**20,
         "io_mib": moved_bytes(case, works[case.own]) / 2**20,
         "floor": _floor(case, works[case.own], own) if case.operator == "reassemble" else None,
     }
 
 
 def take_turns(
-    calls: dict[str, Callable[[], object]], own: str, seconds: float
+    calls: Mapping[str, Callable[[], object]], own: str, seconds: float
 ) -> tuple[dict[str, float], dict[str, list[float | None]]]:
     """Seconds of each call's very first run, and of each round; None in rounds that a slow one sits out.
 
