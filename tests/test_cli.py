@@ -88,7 +88,37 @@ def test_bad_arguments_of_compare(arguments, message, capsys, tmp_path, monkeypa
     assert not list(tmp_path.glob("runs/*/rows/*"))
 
 
-@pytest.mark.parametrize("arguments", [["compare", "--epochs", "0"], ["frobnicate"], [], ["compare", "--seeds", "x"]])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fad"], "operator must be reassemble, fade, "),
+        (["fade", "--peers", "numba"], "peers must be one of 'native', 'unfold', "),
+        (["fade", "--dtype", "int8"], "dtype must be one of 'float32', 'bfloat16', 'float16', got 'int8'"),
+        (["--layout", "nhwc"], "layout must be one of 'channels_last', 'contiguous', got 'nhwc'"),
+        (["--pass", "up"], "pass must be one of 'forward', 'forward+backward', 'backward', got 'up'"),
+        (["a2u", "--scale", "4"], "scale must be 2 for A2U, got 4"),
+        (["--seconds", "0"], "--seconds must be above 0, got 0.0"),
+        (["--repeat", "2"], "--repeat must be given with --targets, got 2 alone"),
+        (["--into", "page.md"], "--into must be given with --tables, got page.md alone"),
+        (["--tables", "a.json", "--curves"], "--tables must be given alone or with --into, got curves too"),
+        (["--figure", "a.png"], "--figure must be given with --curves, which it shows, got a.png alone"),
+        (["--curves", "--figure", "a.pdf"], "--figure must be a .png or .svg file, got 'a.pdf'"),
+        (["--json", "nowhere/a.json"], "--json must be in a folder that exists, got nowhere/a.json"),
+    ],
+)
+def test_bad_arguments_of_bench(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "--force", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("fadeup bench: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["compare", "--epochs", "0"], ["frobnicate"], [], ["compare", "--seeds", "x"], ["bench", "--size", "0"]],
+)
 def test_argparse_refuses(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
@@ -100,7 +130,9 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"fadeup {fadeup.__version__}\n"
 
 
-@pytest.mark.parametrize(("command", "module"), [("compare", "rich"), ("cost", "rich"), ("compare", "jinja2")])
+@pytest.mark.parametrize(
+    ("command", "module"), [("compare", "rich"), ("cost", "rich"), ("bench", "rich"), ("compare", "jinja2")]
+)
 def test_command_without_its_extra_says_which(command, module):
     code = f"import sys; sys.modules[{module!r}] = None; from fadeup.cli import main; sys.exit(main([{command!r}]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -102,9 +102,9 @@ def test_json_on_standard_output_is_only_json(capsys):
 
 
 def test_measured_panel(tmp_path, monkeypatch):
-    monkeypatch.setattr("fadeup.bench.MEASURED_CHANNELS", (8, 16))
-    monkeypatch.setattr("fadeup.bench.MEASURED_SIZES", (4, 6))
-    monkeypatch.setattr("fadeup.bench.MEASURED_SECONDS", 0.05)
+    monkeypatch.setattr("fadeup.bench.timing.MEASURED_CHANNELS", (8, 16))
+    monkeypatch.setattr("fadeup.bench.timing.MEASURED_SIZES", (4, 6))
+    monkeypatch.setattr("fadeup.bench.timing.MEASURED_SECONDS", 0.05)
     timings, figure = tmp_path / "t.json", tmp_path / "f.svg"
     assert main(["cost", "fade", "--figure", str(figure), "--measure", "--timings", str(timings)]) == 0
     data = json.loads(timings.read_text())

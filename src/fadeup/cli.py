@@ -1,4 +1,4 @@
-"""The command line: `fadeup compare`, `fadeup cost`. Each command imports its own room."""
+"""The command line: `fadeup compare`, `cost`, `bench`, `doctor`. Each command imports its own room."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import fadeup
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 on success, 2 on a user's error, 130 when interrupted."""
+    """Run a command; 0 on success, 1 where something was refused, 2 on a user's error, 130 when interrupted."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print(f"\ninterrupted{getattr(arguments, 'hint', '')}", file=sys.stderr)
         return 130
@@ -32,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"fadeup {arguments.command}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compare(commands)
     _add_cost(commands)
+    _add_bench(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -230,6 +231,83 @@ def _timings(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if arguments.timings:
         _save(arguments.timings, lambda path: path.write_text(json.dumps(timings, indent=2) + "\n"))
     return timings
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time and memory of the operators here, against their peers and against what the machine can do",
+        description="Times operators and their peers in turns, and takes each one's memory in a process of its own. "
+        "Without arguments a quick look at FADE and at the fused kernel. A case whose results differ from the "
+        "reference's is refused, and so is a machine on which other processes use more than 10 %% of a core.",
+    )
+    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help="upsamplers, or reassemble: the fused kernel")
+    several: dict[str, Any] = {"nargs": "+", "default": None}
+    parser.add_argument("--channels", **several, type=_positive, metavar="C", help="default: 256")
+    parser.add_argument("--size", **several, type=_positive, dest="side", metavar="SIDE", help="decoder's, default: 64")
+    parser.add_argument("--scale", **several, type=_positive, metavar="S", help="default: 2")
+    parser.add_argument("--dtype", **several, metavar="TYPE", help="float32 (default), bfloat16, float16")
+    parser.add_argument("--layout", **several, metavar="LAYOUT", help="channels_last (default), contiguous")
+    parser.add_argument(
+        "--pass", **several, dest="passes", metavar="PASS", help="forward (default), forward+backward, backward"
+    )
+    parser.add_argument(
+        "--peers",
+        **several,
+        metavar="PEER",
+        help="unfold, unfold-compiled, eager, bilinear, dysample (default: all but unfold-compiled)",
+    )
+    parser.add_argument("--targets", action="store_true", help="what is promised of the CPU kernels (minutes)")
+    parser.add_argument("--repeat", type=_positive, metavar="N", help="with --targets: best of N runs (default: 3)")
+    parser.add_argument("--curves", action="store_true", help="FADE over sizes and over channels (minutes)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="default: 2, or the cores where there is one")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="per peer and case (default: 2)")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for each peer")
+    parser.add_argument("--force", action="store_true", help="run beside busy processes; the result is marked")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="with --curves: draw them as .png or .svg")
+    parser.add_argument("--tables", type=Path, metavar="FILE", help="only print what --json wrote as Markdown")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="with --tables: put it between the marks of a page")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from fadeup.bench.command import bench
+
+    return bench(arguments)
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="what is installed, which implementation is used and why",
+        description="Versions, the CPU, which implementation impl='auto' uses on it and why. Builds the kernels where "
+        "they have not been built.",
+    )
+    parser.add_argument("--build", action="store_true", help="put the kernels into the cache now; 1 where that fails")
+    parser.add_argument("--rebuild", action="store_true", help="the same, even where they are there already")
+    parser.add_argument("--json", action="store_true", help="the diagnosis as JSON")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from fadeup import doctor
+
+    built: dict[str, Any] = {}
+    if arguments.build or arguments.rebuild:
+        try:
+            path, seconds = doctor.build(rebuild=arguments.rebuild)
+        except doctor.BuildError as error:
+            print(f"fadeup doctor: the CPU kernels could not be built: {error}; {doctor.INSTALL}", file=sys.stderr)
+            return 1
+        built = {"built": {"path": str(path), "seconds": seconds}}
+    if arguments.json:
+        print(json.dumps(doctor.diagnose() | built, indent=2))
+    elif built:
+        print(f"{built['built']['path']} ({built['built']['seconds']:.1f} s)")
+    else:
+        print(doctor.render(doctor.diagnose()))
+    return 0
 
 
 def _save(path: Path, save: Callable[[Path], object]) -> None:

@@ -13,6 +13,9 @@ import torch
 
 import fadeup
 from fadeup.kernels import native
+from fadeup.kernels.native import INSTALL, BuildError
+
+__all__ = ["INSTALL", "BuildError", "build", "cpu_model", "diagnose", "render", "rows", "vector_sets"]
 
 VECTOR_SETS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16"),
@@ -67,7 +70,7 @@ def diagnose() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "implementation": "eager" if problem else "native",
         "problem": problem,
-        "install": native.INSTALL if problem else None,
+        "install": INSTALL if problem else None,
         "library": None if problem else str(native.library().path),
         "cache": str(native.cache_folder()),
         "compiler": None if command is None else " ".join(command),

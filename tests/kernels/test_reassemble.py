@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import pytest
@@ -18,6 +20,7 @@ from fadeup.kernels.op import IMPLEMENTATIONS
 from helpers import assert_within, budget, poisoned_memory
 
 IMPLS = [name for name in IMPLEMENTATIONS if name != "reference"]
+SLACK = 4  # times the reference's rounding: native adds 4*K*K products in a row, where the reference adds in two levels
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 PARTS = ("decoder", "logits", "coarse_logits", "encoder", "gate_logits")
 
@@ -82,13 +85,25 @@ def widened(maps: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
     return {name: None if x is None else x.detach().double().requires_grad_() for name, x in maps.items()}
 
 
-def outputs(maps: dict[str, Tensor | None], impl: str) -> dict[str, Tensor]:
-    """The result and the gradient of every part, under a fixed random cotangent."""
+def cotangent_of(out: Tensor) -> Tensor:
+    random = torch.Generator().manual_seed(2)
+    return torch.randn(out.shape, generator=random, dtype=torch.float64).to(out.dtype)
+
+
+def outputs(
+    maps: dict[str, Tensor | None], impl: str, lay: Callable[[Tensor], Tensor] = torch.clone
+) -> dict[str, Tensor]:
+    """The result and the gradient of every part, under a fixed random cotangent that is laid out by `lay`."""
     out = reassemble(**maps, impl=impl)
-    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     given = {name: x for name, x in maps.items() if x is not None}
-    grads = torch.autograd.grad(out, list(given.values()), cotangent.to(out.dtype))
+    grads = torch.autograd.grad(out, list(given.values()), lay(cotangent_of(out)))
     return {"out": out.detach(), **dict(zip(given, grads, strict=True))}
+
+
+def tolerance(exact: Tensor, low: Tensor) -> float:
+    if low.dtype == torch.float64:
+        return 1e-13 * exact.abs().max().item()
+    return SLACK * budget(exact, low)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -99,7 +114,7 @@ def test_value_and_gradients_match_reference_within_its_own_rounding(case, impl)
     actual = outputs(maps, impl)
     assert actual.keys() == exact.keys()
     for name in exact:
-        assert_within(actual[name], exact[name], 2 * budget(exact[name], low[name]))
+        assert_within(actual[name], exact[name], tolerance(exact[name], low[name]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -111,10 +126,7 @@ def test_every_dtype_matches_reference_and_comes_back(impl, out_size, dtype):
     actual = outputs(maps, impl)
     for name in exact:
         assert actual[name].dtype == dtype
-        tolerance = (
-            1e-13 * exact[name].abs().max().item() if dtype == torch.float64 else 2 * budget(exact[name], low[name])
-        )
-        assert_within(actual[name], exact[name], tolerance)
+        assert_within(actual[name], exact[name], tolerance(exact[name], low[name]))
 
 
 def literal(decoder, logits, coarse_logits=None, encoder=None, gate_logits=None) -> Tensor:
@@ -153,35 +165,65 @@ def test_matches_the_formula_written_as_loops(case, impl):
     torch.testing.assert_close(reassemble(**maps, impl=impl), literal(**maps), rtol=1e-12, atol=1e-12)
 
 
+def reassemble_by_position(impl: str) -> Callable[..., Tensor]:
+    return lambda *parts: reassemble(**dict(zip(PARTS, parts, strict=True)), impl=impl)
+
+
+def similarity(kernel_size: int, impl: str) -> Callable[..., Tensor]:
+    return lambda query, key: fadeup.window_dot(query, key, kernel_size, impl=impl)
+
+
 @pytest.mark.parametrize("case", SMALL, ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
-def test_first_and_second_derivative_match_finite_differences(case, impl):
-    def call(*parts):
-        return reassemble(**dict(zip(PARTS, parts, strict=True)), impl=impl)
+def test_the_derivative_matches_finite_differences(case, impl):
+    maps = make(case)
+    assert torch.autograd.gradcheck(reassemble_by_position(impl), tuple(maps.values()))
+    assert torch.autograd.gradcheck(similarity(case.kernel_size, impl), (maps["encoder"], maps["decoder"]))
 
-    maps = tuple(make(case).values())
-    assert torch.autograd.gradcheck(call, maps)
-    assert torch.autograd.gradgradcheck(call, maps, fast_mode=True)
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_the_second_derivative_of_eager_matches_finite_differences(case):
+    maps = make(case)
+    pair = maps["encoder"], maps["decoder"]
+    assert torch.autograd.gradgradcheck(reassemble_by_position("eager"), tuple(maps.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(similarity(case.kernel_size, "eager"), pair, fast_mode=True)
+
+
+@pytest.mark.parametrize("function", [reassemble_by_position, partial(similarity, 3)], ids=["reassemble", "window_dot"])
+def test_a_second_derivative_of_native_is_refused_and_create_graph_alone_is_not(function):
+    maps = make(SMALL[0])
+    leaves = list(maps.values()) if function is reassemble_by_position else [maps["encoder"], maps["decoder"]]
+
+    def gradients(impl: str, create_graph: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(impl)(*leaves).square().sum(), leaves, create_graph=create_graph)
+
+    grads = gradients("native", create_graph=True)
+    for actual, expected in zip(grads, gradients("eager", create_graph=False), strict=True):
+        torch.testing.assert_close(actual, expected)
+    for grad in grads:
+        with pytest.raises(RuntimeError, match=r"impl must be 'eager' for second derivatives: .* use impl='eager' in"):
+            torch.autograd.grad(grad.sum(), leaves, retain_graph=True)
 
 
 @pytest.mark.parametrize("wanted", PARTS)
 @pytest.mark.parametrize("out_size", [(13, 17), (12, 19)], ids=str)
-def test_the_gradient_of_one_part_alone_is_that_of_all(out_size, wanted):
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_gradient_of_one_part_alone_is_that_of_all(impl, out_size, wanted):
     case = Case((7, 9), out_size)
-    everything = outputs(make(case), "eager")
+    everything = outputs(make(case), impl)
     maps = {name: x.detach().requires_grad_(name == wanted) for name, x in make(case).items()}
-    out = reassemble(**maps, impl="eager")
-    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    (grad,) = torch.autograd.grad(out, [maps[wanted]], cotangent)
+    out = reassemble(**maps, impl=impl)
+    (grad,) = torch.autograd.grad(out, [maps[wanted]], cotangent_of(out))
     torch.testing.assert_close(grad, everything[wanted])
 
 
 @pytest.mark.parametrize("out_size", [(13, 17), (14, 18), (12, 19)], ids=str)
-def test_no_uninitialised_memory_is_read(out_size):
+@pytest.mark.parametrize("impl", IMPLS)
+def test_no_uninitialised_memory_is_read(impl, out_size):
     maps = make(Case((7, 9), out_size))
-    clean = outputs(maps, "eager")
+    clean = outputs(maps, impl)
     with poisoned_memory():
-        poisoned = outputs(maps, "eager")
+        poisoned = outputs(maps, impl)
     for name in clean:
         torch.testing.assert_close(poisoned[name], clean[name])
 
@@ -203,20 +245,23 @@ def saved_bytes(maps: dict[str, Tensor | None], impl: str) -> int:
 
 @pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize("out_size", [(32, 32), (24, 24)], ids=str)
-def test_eager_keeps_no_buffer_of_a_window_per_pixel(out_size, gate):
+def test_eager_keeps_no_buffer_of_a_window_per_pixel_and_native_only_its_inputs(out_size, gate):
     maps = make(Case((16, 16), out_size, channels=64, gate=gate), torch.float32)
     inputs = sum(x.numel() * 4 for x in maps.values() if x is not None)
     output = 2 * 64 * out_size[0] * out_size[1] * 4
+    assert saved_bytes(maps, "native") == inputs
     assert saved_bytes(maps, "eager") < 2 * (inputs + output)
-    assert saved_bytes(maps, "reference") > 4 * (
-        inputs + output
-    )  # so the measure sees such a buffer where there is one
+    assert saved_bytes(maps, "reference") > 4 * (inputs + output)  # the measure sees such a buffer where there is one
 
 
 class Reassemble(nn.Module):
+    def __init__(self, impl: str = "eager"):
+        super().__init__()
+        self.impl = impl
+
     def forward(self, decoder, logits, coarse_logits, encoder, gate_logits):
         return reassemble(
-            decoder, logits, coarse_logits=coarse_logits, encoder=encoder, gate_logits=gate_logits, impl="eager"
+            decoder, logits, coarse_logits=coarse_logits, encoder=encoder, gate_logits=gate_logits, impl=self.impl
         )
 
 
@@ -236,10 +281,12 @@ def test_exported_from_an_exact_2x_example_serves_every_size():
 
 
 @pytest.mark.parametrize("out_size", [(14, 18), (12, 19)], ids=str)
-def test_compiles_in_one_graph(out_size):
-    compiled = torch.compile(Reassemble(), backend="aot_eager", fullgraph=True)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compiles_in_one_graph(impl, out_size):
+    module = Reassemble(impl)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     maps = make(Case((7, 9), out_size), torch.float32)
-    out, expected = compiled(*maps.values()), Reassemble()(*maps.values())
+    out, expected = compiled(*maps.values()), module(*maps.values())
     torch.testing.assert_close(out, expected)
     given = list(maps.values())
     grads = torch.autograd.grad(out.square().sum(), given), torch.autograd.grad(expected.square().sum(), given)
@@ -258,7 +305,7 @@ def test_under_autocast_half_logits_serve_a_float32_decoder(impl):
     assert out.dtype == torch.float32
     exact = reassemble(**{**widened(maps), **widened(half)}, impl="reference")
     low = reassemble(**{**maps, **{name: x.float() for name, x in half.items()}}, impl="reference")
-    assert_within(out, exact, 2 * budget(exact, low))
+    assert_within(out, exact, tolerance(exact, low))
     out.sum().backward()
     assert maps["decoder"].grad.dtype == torch.float32
     assert half["logits"].grad.dtype == torch.bfloat16
@@ -304,10 +351,11 @@ def plain(case: Case) -> dict[str, Tensor | None]:
     return {name: None if x is None else x.detach() for name, x in make(case).items()}
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @given(case=cases)
-def test_law_eager_is_reference_at_any_size(case):
+def test_law_is_reference_at_any_size(impl, case):
     maps = plain(case)
-    torch.testing.assert_close(reassemble(**maps, impl="eager"), reassemble(**maps, impl="reference"))
+    torch.testing.assert_close(reassemble(**maps, impl=impl), reassemble(**maps, impl="reference"))
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -432,11 +480,12 @@ def test_law_a_whole_ratio_is_integer_division(in_size, more):
         assert out_size != 2 * in_size - 1
 
 
-def window_dot_outputs(query: Tensor, key: Tensor, kernel_size: int, impl: str) -> tuple[Tensor, ...]:
+def window_dot_outputs(
+    query: Tensor, key: Tensor, kernel_size: int, impl: str, lay: Callable[[Tensor], Tensor] = torch.clone
+) -> tuple[Tensor, ...]:
     query, key = (x.detach().requires_grad_() for x in (query, key))
     out = fadeup.window_dot(query, key, kernel_size, impl=impl)
-    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    return out.detach(), *torch.autograd.grad(out, [query, key], cotangent.to(out.dtype))
+    return out.detach(), *torch.autograd.grad(out, [query, key], lay(cotangent_of(out)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -450,20 +499,7 @@ def test_window_dot_matches_reference_within_its_own_rounding(impl, case, dtype)
     actual = window_dot_outputs(query, key, case.kernel_size, impl)
     for ours, wanted, rounded in zip(actual, exact, low, strict=True):
         assert ours.dtype == dtype
-        tolerance = 1e-13 * wanted.abs().max().item() if dtype == torch.float64 else 2 * budget(wanted, rounded)
-        assert_within(ours, wanted, tolerance)
-
-
-@pytest.mark.parametrize("case", SMALL, ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
-def test_window_dot_derivatives_match_finite_differences(case, impl):
-    maps = make(case)
-
-    def call(query, key):
-        return fadeup.window_dot(query, key, case.kernel_size, impl=impl)
-
-    assert torch.autograd.gradcheck(call, (maps["encoder"], maps["decoder"]))
-    assert torch.autograd.gradgradcheck(call, (maps["encoder"], maps["decoder"]), fast_mode=True)
+        assert_within(ours, wanted, tolerance(wanted, rounded))
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)

@@ -79,7 +79,7 @@ def require_quiet(force: bool) -> list[Busy] | None:
     """
     busy = look()
     if busy and not force:
-        raise BusyError(f"{_are_busy(busy)}; wait for it, or use --force, which marks the result")
+        raise BusyError(f"{_are_busy(busy)}; wait for them, or use --force, which marks the result")
     return busy
 
 
@@ -88,7 +88,7 @@ def _are_busy(busy: Sequence[Busy]) -> str:
 
 
 def run_case(case: Case, peers: Sequence[str], settings: Settings, tell: Tell = lambda text: None) -> dict[str, Any]:
-    """Measure a case. The result is plain data; `refused` says why there are no numbers, where there are none."""
+    """Measure a case. The result is plain data; where `refused` says why there are no numbers, there are none."""
     names = peers_of(case, peers)
     result: dict[str, Any] = {"case": asdict(case), "own": case.own, "refused": None, "busy": []}
     watch = Watch()
@@ -96,17 +96,17 @@ def run_case(case: Case, peers: Sequence[str], settings: Settings, tell: Tell = 
         if settings.checked:
             tell("checking")
             result |= {"checked_side": checked_side(case), "checked": check(case, names)}
-        tell("timing")
-        result |= _timed(case, names, settings)
     except DisagreementError as error:
         return result | {"refused": str(error)}
+    tell("timing")
+    measured = _timed(case, names, settings)
     busy = watch.busy()
     if busy and not settings.force:
-        return result | {"refused": f"{case}: {_are_busy(busy)} during the run", "peers": {}}
-    result["busy"] = [str(one) for one in busy or ()]
+        return result | {"refused": f"{case}: {_are_busy(busy)} meanwhile"}
+    result |= measured | {"busy": [str(one) for one in busy or ()]}
     for name in names if settings.memory else ():
         tell(f"memory of {name}")
-        result["peers"][name]["peak_mib"] = memory_of(case, name)
+        result["peers"][name] |= memory_of(case, name)
     return result
 
 
@@ -175,7 +175,7 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 def _spread(rounds: Sequence[float | None]) -> dict[str, Any]:
     values = [value * 1e3 for value in rounds if value is not None]
     q1, median, q3 = _quartiles(values)
-    return {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "rounds": len(values), "peak_mib": None}
+    return {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "rounds": len(values), "peak_mib": None, "kept_mib": None}
 
 
 def _ratio(peer: Sequence[float | None], own: Sequence[float | None]) -> dict[str, float]:
@@ -208,22 +208,29 @@ def copy_bandwidth() -> float:
     return 2 * COPIED_BYTES / min(_seconds(lambda: target.copy_(source)) for _ in range(10))
 
 
-def memory_of(case: Case, peer: str) -> float | None:
-    """MiB that the call needs above its inputs, in a fresh process.
+def memory_of(case: Case, peer: str) -> dict[str, float | None]:
+    """MiB that the call needs above its inputs, and what its first call keeps, in a fresh process.
 
     Raises:
-        RuntimeError: The process failed; its last words are the message.
+        RuntimeError: The process failed; its last words are in the message.
     """
     order = json.dumps({"case": asdict(case), "peer": peer, "threads": torch.get_num_threads()})
+    try:
+        return json.loads(fresh_python("-m", "fadeup.bench.worker", order))
+    except RuntimeError as error:
+        raise RuntimeError(f"{case}: memory of {peer}: {error}") from error
+
+
+def fresh_python(*arguments: str, **environment: str) -> str:
+    """The last line that a new Python prints, which imports this very package.
+
+    Raises:
+        RuntimeError: It failed; its last words are in the message.
+    """
     paths = [str(Path(fadeup.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-m", "fadeup.bench.worker", order],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RuntimeError(f"{case}: the process that measures the memory of {peer} failed: {words[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_mib"]
+        words = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise RuntimeError(f"a process of its own ended with exit code {done.returncode}: {words[-1]}")
+    return done.stdout.strip().splitlines()[-1]

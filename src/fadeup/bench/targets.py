@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import fadeup
-from fadeup.bench.case import Case, prepare
-from fadeup.bench.run import Settings, Tell, run_case
+from fadeup.bench.case import Case
+from fadeup.bench.run import Settings, Tell, fresh_python, run_case
 from fadeup.doctor import vector_sets
 
 TARGET_SIDES = (16, 32, 64, 128, 256, 512, 1024)
@@ -52,7 +46,7 @@ class Target:
     name: str
     bound: float
     at_least: bool
-    value: Callable[[Results], float]
+    value: Callable[[Results], float | None]
     unit: str = "×"
 
     def met(self, value: float) -> bool:
@@ -74,9 +68,9 @@ def _floor(case: str) -> Callable[[Results], float]:
     return lambda results: results[case]["floor"]["ratio"]
 
 
-def _memory_share(results: Results) -> float:
-    peers = results["backward"]["peers"]
-    return peers["native"]["peak_mib"] / peers["unfold"]["peak_mib"]
+def _memory_share(results: Results) -> float | None:
+    own, unfold = (results["backward"]["peers"][name]["peak_mib"] for name in ("native", "unfold"))
+    return None if own is None else own / unfold
 
 
 def per_pixel(result: dict[str, Any], peer: str | None = None) -> float:
@@ -101,8 +95,9 @@ def _flatness(sides: Sequence[int]) -> Callable[[Results], float]:
     return value
 
 
-def _size_memory(results: Results) -> float:
-    return max(memory_ratio(results[name]) or float("nan") for name in SIZE_CASES)
+def _size_memory(results: Results) -> float | None:
+    ratios = [memory_ratio(results[name]) for name in SIZE_CASES]
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
 
 
 def _ratio_cost(name: str) -> Callable[[Results], float]:
@@ -114,25 +109,25 @@ def _half() -> float:
 
 
 TARGETS: tuple[Target, ...] = (
-    Target("FADE forward, C = 256, 64² → 128²: unfold form", 100, True, slower("forward", "unfold")),
-    Target("… torch.compile of the unfold form", 20, True, slower("forward", "unfold-compiled")),
-    Target("… its time over bilinear's", 2, False, over("forward", "bilinear")),
-    Target("… bfloat16: over bilinear's in bfloat16", 1.2, False, over("bfloat16", "bilinear")),
-    Target("… bfloat16: over bilinear's in float32", 1.2, False, over("bfloat16", "bilinear-f32")),
-    Target("FADE forward + backward: unfold form", 60, True, slower("backward", "unfold")),
-    Target("… its extra memory over the unfold form's", 0.1, False, _memory_share),
-    Target("fused kernel alone, forward: over the floor", 1.5, False, _floor("kernel")),
-    Target("… backward: over its floor", 2.5, False, _floor("kernel backward")),
-    Target("FADE, float32 over bfloat16", _half(), True, slower("bfloat16", "native-f32")),
-    Target("cost per pixel, C = 64, to 32² … 1024²: highest over lowest", 1.5, False, _flatness(TARGET_SIDES[:-1])),
-    Target("… from 32² … 1024² (to 2048²)", 1.5, False, _flatness(TARGET_SIDES[1:])),
-    Target("… peak memory over inputs + outputs, largest of all", 2, False, _size_memory),
-    Target("CARAFE: unfold form", 30, True, slower("carafe", "unfold")),
-    Target("SAPA-B: unfold form", 30, True, slower("sapa", "unfold")),
-    Target("A2U: unfold form", 15, True, slower("a2u", "unfold")),
-    Target("64² → 256²: per pixel, over 64² → 128²", 2, False, _ratio_cost("ratio 4")),
-    Target("64² → 512²: per pixel, over 64² → 128²", 2, False, _ratio_cost("ratio 8")),
-    Target("import fadeup over import torch", 60, False, lambda results: results["import"]["ms"], "ms"),
+    Target("FADE forward, 256 × 64² → 128²: unfold / fused", 100, True, slower("forward", "unfold")),
+    Target("… torch.compile(unfold) / fused", 20, True, slower("forward", "unfold-compiled")),
+    Target("… fused / bilinear", 2, False, over("forward", "bilinear")),
+    Target("… bfloat16: fused / bilinear", 1.2, False, over("bfloat16", "bilinear")),
+    Target("… bfloat16: fused / bilinear in float32", 1.2, False, over("bfloat16", "bilinear-f32")),
+    Target("FADE forward + backward: unfold / fused", 60, True, slower("backward", "unfold")),
+    Target("… extra memory: fused / unfold", 0.1, False, _memory_share),
+    Target("fused kernel alone, forward / floor", 1.5, False, _floor("kernel")),
+    Target("fused kernel alone, backward / floor", 2.5, False, _floor("kernel backward")),
+    Target("FADE forward: float32 / bfloat16", _half(), True, slower("bfloat16", "native-f32")),
+    Target("FADE per pixel, C = 64, to 32² … 1024²: max / min", 1.5, False, _flatness(TARGET_SIDES[:-1])),
+    Target("… from 32² … 1024²: max / min", 1.5, False, _flatness(TARGET_SIDES[1:])),
+    Target("… peak memory / (inputs + outputs), max", 2, False, _size_memory),
+    Target("CARAFE forward: unfold / fused", 30, True, slower("carafe", "unfold")),
+    Target("SAPA-B forward: unfold / fused", 30, True, slower("sapa", "unfold")),
+    Target("A2U forward: unfold / fused", 15, True, slower("a2u", "unfold")),
+    Target("FADE per pixel: 64² → 256² / 64² → 128²", 2, False, _ratio_cost("ratio 4")),
+    Target("FADE per pixel: 64² → 512² / 64² → 128²", 2, False, _ratio_cost("ratio 8")),
+    Target("import fadeup, after import torch", 60, False, lambda results: results["import"]["ms"], "ms"),
     Target("building the kernels, once", 10, False, lambda results: results["build"]["seconds"], "s"),
 )
 
@@ -140,51 +135,72 @@ TARGETS: tuple[Target, ...] = (
 def import_ms() -> float:
     """Milliseconds that `import fadeup` takes after `import torch`; the median of fresh processes."""
     code = "import time, torch; start = time.perf_counter(); import fadeup; print(time.perf_counter() - start)"
-    return statistics.median(float(_python(["-c", code])) for _ in range(IMPORTS)) * 1e3
+    return statistics.median(float(fresh_python("-c", code)) for _ in range(IMPORTS)) * 1e3
 
 
 def build_seconds() -> float:
     """Seconds that building the kernels takes in a fresh process, into an empty cache."""
-    code = "from fadeup import doctor; print(doctor.build()[1])"
     with tempfile.TemporaryDirectory(prefix="fadeup-bench-") as folder:
-        return float(_python(["-c", code], FADEUP_CACHE=folder))
+        code = "from fadeup import doctor; print(doctor.build()[1])"
+        return float(fresh_python("-c", code, FADEUP_CACHE=folder))
 
 
-def _python(arguments: Sequence[str], **environment: str) -> str:
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(fadeup.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"python {arguments[0]} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return done.stdout.splitlines()[-1]
+def run_plans(plans: Sequence[Plan], settings: Settings, tell: Tell) -> list[dict[str, Any]]:
+    """The results of cases, one after another."""
+    results = []
+    for index, (case, peers) in enumerate(plans, start=1):
+        place = f"{index} of {len(plans)}: {case}"
+        results.append(run_case(case, peers, settings, lambda text, place=place: tell(f"{place}: {text}")))
+    return results
+
+
+def run_curves(settings: Settings, tell: Tell) -> dict[str, list[dict[str, Any]]]:
+    """FADE over sizes at 64 channels, and over channels at 64² → 128²; unfold where its windows fit in 2 GB."""
+    curves = {
+        "pixels": [Case("fade", 64, side) for side in CURVE_SIDES],
+        "channels": [Case("fade", channels) for channels in CURVE_CHANNELS],
+    }
+    results = {}
+    for name, cases in curves.items():
+        fitting = [CURVE_PEERS if case.window_bytes() <= CURVE_WINDOW_BYTES else CURVE_PEERS[1:] for case in cases]
+        plans = list(zip(cases, fitting, strict=True))
+        results[name] = run_plans(plans, settings, lambda text, name=name: tell(f"curve over {name}, {text}"))
+    return results
 
 
 def run_targets(repeat: int, settings: Settings, tell: Tell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every target in each of so many runs, the best of them, and the results of the cases; memory is taken once.
+    """Every target with its value in each of so many runs, and the results of the cases.
 
-    A row is `refused` where no run gave a number, with what was said of the first.
+    Outputs are checked and memory is taken in the first run. A case that the check refuses is not run again.
     """
     plans, runs = TARGET_CASES | SIZE_CASES, []
     for run in range(1, repeat + 1):
-        once = replace(settings, memory=settings.memory and run == 1, checked=settings.checked and run == 1)
-        results: Results = {}
-        for index, (name, (case, peers)) in enumerate(plans.items(), start=1):
-            where = f"run {run} of {repeat}, case {index} of {len(plans)}, {case}"
-            results[name] = run_case(case, peers, once, lambda text, where=where: tell(f"{where}: {text}"))
-            _carry(results[name], runs[0][name] if runs else None)
-        tell(f"run {run} of {repeat}: import and build")
-        runs.append(results | {"import": {"ms": import_ms()}, "build": {"seconds": build_seconds()}})
-    rows = [_row(target, runs) for target in TARGETS]
-    return rows, [runs[i][name] | {"run": i + 1, "name": name} for i in range(repeat) for name in plans]
+        first = run == 1
+        kept = {} if first else {name: r for name, r in runs[0].items() if r.get("refused") and "checked" not in r}
+        once = replace(settings, memory=settings.memory and first, checked=settings.checked and first)
+        names = [name for name in plans if name not in kept]
+        place = f"run {run} of {repeat}, "
+        found = run_plans([plans[name] for name in names], once, lambda text, place=place: tell(place + text))
+        tell(f"{place}import and build")
+        times = {"import": {"ms": import_ms()}, "build": {"seconds": build_seconds()}}
+        runs.append(kept | dict(zip(names, found, strict=True)) | times)
+    rows = [_row(target, [_value(target, results) for results in runs]) for target in TARGETS]
+    cases = [results[name] | {"run": run} for run, results in enumerate(runs, start=1) for name in plans]
+    return rows, cases
 
 
-def _carry(result: dict[str, Any], first: dict[str, Any] | None) -> None:
-    """Memory and a disagreement are those of the first run."""
-    if first is None:
-        return
-    if first["refused"] and not first["peers"]:
-        pass
-    for name, peer in first["peers"].items():
-        if name in result["peers"]:
-            result["peers"][name]["peak_mib"] = peer["peak_mib"]
+def _value(target: Target, results: Results) -> float | None:
+    try:
+        return target.value(results)
+    except KeyError:  # a case that was refused has no numbers
+        return None
+
+
+def _row(target: Target, values: Sequence[float | None]) -> dict[str, Any]:
+    """The target and the best of its values."""
+    known = [value for value in values if value is not None]
+    best = (max if target.at_least else min)(known) if known else None
+    return {
+        **{"name": target.name, "bound": target.bound, "at_least": target.at_least, "unit": target.unit},
+        **{"values": list(values), "best": best, "met": best is not None and target.met(best)},
+    }

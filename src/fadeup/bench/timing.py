@@ -50,15 +50,24 @@ def peak_memory(call: Callable[[], object]) -> float | None:
     The kernel's high-water mark is reset before the call. What the allocator kept from earlier calls is given back
     first, else the call would take it from there unseen.
     """
-    reset = Path("/proc/self/clear_refs")
+    before = resident_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    if before is None:
+        return None
+    call()
+    return max(0.0, _status("VmHWM") / 1024 - before)
+
+
+def resident_memory() -> float | None:
+    """MiB of resident memory, without what the allocator keeps from earlier calls; None outside Linux."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        reset.write_text("5")
+        return _status("VmRSS") / 1024
     except (OSError, AttributeError):
         return None
-    before = _status("VmRSS")
-    call()
-    return max(0.0, (_status("VmHWM") - before) / 1024)
 
 
 def _status(field: str) -> int:

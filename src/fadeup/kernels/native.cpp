@@ -1174,7 +1174,9 @@ class Band {
                     g[q] = grad.at(ys[q], xs[q]);
                     // Where the decoder's gradient is computed too, it reads this row first: ask for its next new one.
                     const E* next = g[q] + (gathers ? reach * child_rows * grad.row : ahead);
-                    for (int64_t c = 0; c < channels; c += 64 / static_cast<int64_t>(sizeof(E))) __builtin_prefetch(next + c);
+                    for (int64_t c = 0; c < channels; c += 64 / static_cast<int64_t>(sizeof(E))) {
+                        __builtin_prefetch(next + c, 0, 2);  // into the second cache: the first holds the window
+                    }
                 }
                 if (dots) all_scores(count, g);
                 for (int q = 0; q < count; ++q) {

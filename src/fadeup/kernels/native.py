@@ -35,10 +35,11 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 # Never -ffast-math: it breaks NaN and infinity, and with gcc before 13 loading such a library flushes denormals in the
 # whole process.
 FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-fopenmp-simd", "-fno-ipa-cp-clone", "-fno-tree-pre"),
+    *("-std=c++17", "-O3", "-fPIC", "-fopenmp-simd"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
-CPU_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
+# The first that the compiler takes. What gcc leaves out in the first saves a fifth of its time and costs no speed.
+CPU_FLAGS = (("-march=native", "-fno-ipa-cp-clone", "-fno-tree-pre"), ("-march=native",), ("-mcpu=native",), ())
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_SECONDS = 120
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
