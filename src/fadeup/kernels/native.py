@@ -87,7 +87,11 @@ def fingerprint() -> str:
 def compiler() -> list[str] | None:
     """The command of the C++ compiler: `CXX` where it is set, else the system's; None where there is none."""
     chosen = os.environ.get("CXX", "").strip()
-    for command in [shlex.split(chosen)] if chosen else [[name] for name in COMPILERS]:
+    try:
+        commands = [shlex.split(chosen)] if chosen else [[name] for name in COMPILERS]
+    except ValueError:  # a quotation mark without its other half
+        return None
+    for command in commands:
         path = shutil.which(command[0])
         if path:
             return [path, *command[1:]]
@@ -107,11 +111,11 @@ def cache_folder() -> Path:
     """Where libraries are kept: `FADEUP_CACHE`, else `fadeup` under the user's cache directory."""
     chosen = os.environ.get("FADEUP_CACHE", "").strip()
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME", "").strip()
     if not base and sys.platform == "darwin":
         base = "~/Library/Caches"
-    return Path(base or "~/.cache").expanduser() / "fadeup"
+    return Path(base or "~/.cache").expanduser().absolute() / "fadeup"
 
 
 def _is_private(status: os.stat_result) -> bool:
@@ -120,11 +124,12 @@ def _is_private(status: os.stat_result) -> bool:
 
 def _open_cache() -> Path:
     """The cache folder, made where it is missing; refused unless it is this user's and nobody else can write to it."""
-    folder = cache_folder()
+    folder: Path | str = os.environ.get("FADEUP_CACHE", "~/.cache/fadeup")
     try:
+        folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that nobody knows
         raise BuildError(f"the cache folder {folder} cannot be used: {error}; set FADEUP_CACHE to another") from error
     if not _is_private(status):
         raise BuildError(
@@ -166,7 +171,10 @@ def _lock(folder: Path) -> Iterator[None]:
                 if time.monotonic() > until:
                     break  # two builds at once do no harm: each renames a whole file into place
                 time.sleep(0.05)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # a process forked meanwhile has the file open too
 
 
 def build(*, rebuild: bool = False) -> Path:
@@ -220,7 +228,7 @@ def _compile(command: list[str], folder: Path, target: Path, mark: str) -> None:
 
 def _run(commands: list[list[str]]) -> str:
     """Run commands side by side within their time; the first words of complaint, or nothing where all succeeded."""
-    processes = []
+    processes, outputs = [], []
     try:
         for command in commands:
             processes.append(
@@ -236,12 +244,13 @@ def _run(commands: list[list[str]]) -> str:
         outputs = [process.communicate(timeout=max(0.1, until - time.monotonic()))[0] for process in processes]
     except subprocess.TimeoutExpired:
         raise BuildError(f"{commands[0][0]} did not finish within {BUILD_SECONDS} s") from None
+    except OSError as error:
+        raise BuildError(f"{commands[0][0]} cannot be run: {error}") from error
     finally:
-        for process in processes:
-            if process.poll() is None:  # it hangs, or Ctrl-C was pressed: the compiler's own children too
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+        for process in processes if not outputs else ():  # one hangs, or Ctrl-C was pressed: their own children too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     for process, output in zip(processes, outputs, strict=True):
         if process.returncode:
             lines = output.decode(errors="replace").strip().splitlines()
@@ -253,7 +262,7 @@ def _run(commands: list[list[str]]) -> str:
 # ---- loading ----
 
 _guard = threading.Lock()
-_loaded: Library | BuildError | None = None
+_loaded: Library | str | None = None
 _forked = False
 
 
@@ -282,6 +291,8 @@ def _load() -> Library:
         library = ctypes.CDLL(str(path))
         run, peak = library.fadeup_run, library.fadeup_peak
     except (OSError, AttributeError) as error:
+        with contextlib.suppress(OSError):
+            path.unlink()  # the compiler made rubbish; the next start tries again
         raise BuildError(f"{path} cannot be loaded: {error}") from error
     run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32], ctypes.c_int32
     peak.argtypes, peak.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
@@ -302,9 +313,9 @@ def library() -> Library:
             try:
                 _loaded = _load()
             except BuildError as error:
-                _loaded = error
-        if isinstance(_loaded, BuildError):
-            raise _loaded
+                _loaded = str(error)
+        if isinstance(_loaded, str):
+            raise BuildError(_loaded)
         return _loaded
 
 
