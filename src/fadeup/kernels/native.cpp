@@ -1221,7 +1221,8 @@ class Band {
         Vector<A> total = {};
         for (int i = 0; i < vectors; ++i) total += read<Vector<A>>(w + i * L) * load_one(s + i * L, i + 1 < vectors ? L : last);
         const A weighted = sum<A>(total);
-        const A mean = taps == 1 ? s[0] : rest == 0 && weighted == 0 ? 0 : weighted / rest;  // one tap: exactly no gradient
+        A mean = rest == 0 && weighted == 0 ? 0 : weighted / rest;
+        if (taps == 1) mean = s[0] + 0 * w[0];  // exactly no gradient, but NaN where the kernel is
         for (int i = 0; i < vectors; ++i) {
             const Vector<A> value = read<Vector<A>>(w + i * L) * (load_one(s + i * L, i + 1 < vectors ? L : last) - mean);
             if (i + 1 < vectors || last == L) {
