@@ -335,6 +335,7 @@ def test_every_upsampler_compiles_in_one_graph_with_its_gradients(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["as_it_is", "channels_last"])
 def test_fade_compiles_with_inductor(layout):
+    torch.compiler.reset()
     module, decoder, encoder = guided("fade", impl="native")
     lay = LAYOUTS[layout]["decoder"]
     decoder, encoder = (lay(x.detach()).requires_grad_() for x in (decoder, encoder))
@@ -512,3 +513,9 @@ def test_a_gradient_of_the_logits_of_more_than_2_to_the_31_elements():
     (expected,) = torch.ops.fadeup.reassemble_backward(*ends, None, None, None, needed)
     torch.testing.assert_close(found[:, :, -8:], expected[:, :, -8:], rtol=0, atol=0)
     torch.testing.assert_close(found[:, :, :8], expected[:, :, :8], rtol=0, atol=0)
+
+
+def test_below_the_door_float64_stands_alone():
+    maps = [x.detach() for x in make(Case((5, 7), (10, 14), coarse=False, gate=False)).values() if x is not None]
+    with pytest.raises(ValueError, match="all maps must be float64 where one is, got float64 beside others"):
+        torch.ops.fadeup.reassemble(maps[0], maps[1].float(), None, None, None)

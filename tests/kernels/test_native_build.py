@@ -325,6 +325,8 @@ def test_a_compiler_that_made_rubbish_once_gets_another_chance(raw, compile_with
 
 HANGS = {
     "itself": "exec sleep 600",
+    "in one half": 'case "$*" in *PART=2*) exec sleep 600;; esac',
+    "in the other half": 'case "$*" in *PART=1*) exec sleep 600;; esac',
     "in a child": "sleep 600 & echo $! >> $0.children; wait",
     "in a child that it left behind": "sleep 600 & echo $! >> $0.children; exit 0",
 }

@@ -214,7 +214,7 @@ def _compile(command: list[str], folder: Path, target: Path, mark: str) -> None:
                 [[*command, *flags, f"-DFADEUP_PART={n}", "-c", str(SOURCE), "-o", str(o)] for n, o in halves.items()]
             )
             error = error or _run([[*command, *flags, "-shared", *map(str, halves.values()), "-o", str(made)]])
-            if not error and made.is_file():
+            if not error and made.is_file() and b"fadeup_run" in made.read_bytes():
                 break
         else:
             raise BuildError(f"{command[0]} failed: {error or 'it made no library'}")
@@ -291,8 +291,6 @@ def _load() -> Library:
         library = ctypes.CDLL(str(path))
         run, peak = library.fadeup_run, library.fadeup_peak
     except (OSError, AttributeError) as error:
-        with contextlib.suppress(OSError):
-            path.unlink()  # the compiler made rubbish; the next start tries again
         raise BuildError(f"{path} cannot be loaded: {error}") from error
     run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32], ctypes.c_int32
     peak.argtypes, peak.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
@@ -408,6 +406,11 @@ def _call(
         and channels * streamed.element_size() % 64 == 0
         and streamed.is_contiguous(memory_format=torch.channels_last)
     )
+    wide = [x.dtype == torch.float64 for x in (decoder, *maps) if x is not None]
+    if any(wide) and not all(wide):
+        raise ValueError(
+            "all maps must be float64 where one is, got float64 beside others; convert them with .double()"
+        )
     numbers = [batch, channels, height, width, *out_size, kernel_size, raw, stream, 0]
     for x in (decoder, *maps):
         numbers += _map(x)
