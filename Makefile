@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint types docs unit clean
+.PHONY: setup demo bench bench-tables test lint types docs unit clean
 
 setup: $(VENV)/.installed
 
@@ -15,6 +15,14 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup
 	$(BIN)/fadeup compare --name demo --resume
+
+# On a quiet machine, about ten minutes on two cores: measures everything of docs/benchmarks.md and writes it there.
+bench: setup
+	$(BIN)/fadeup bench --targets --curves --json benchmarks/results/bench.json --figure docs/images/benchmarks.png
+	$(BIN)/fadeup bench --tables benchmarks/results/bench.json --into docs/benchmarks.md
+
+bench-tables: setup
+	$(BIN)/fadeup bench --tables benchmarks/results/bench.json --into docs/benchmarks.md
 
 test: lint types unit docs
 

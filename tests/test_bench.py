@@ -269,6 +269,18 @@ def test_case_is_refused_where_a_process_was_busy_meanwhile(monkeypatch):
     assert run_case(Case("fade", 8, 4), ("eager",), TINY)["busy"] == ["training (process 7, 50% of a core)"]
 
 
+@LINUX
+def test_case_is_run_again_once_it_is_quiet(monkeypatch):
+    training = [quiet.Busy(7, "training", 0.5)]
+    seen = iter([training, training, [], []])  # during the first run, then twice while waiting, then in the second run
+    monkeypatch.setattr(quiet.Watch, "busy", lambda self: next(seen))
+    told = []
+    patient = Settings(seconds=0.01, memory=False, checked=False, wait=30)
+    result = run_case(Case("fade", 8, 4), ("eager",), patient, told.append)
+    assert result["refused"] is None
+    assert told == ["timing", "waiting for other processes", "timing"]
+
+
 def test_system_without_proc_is_not_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(quiet, "PROC", tmp_path)
     assert quiet.look() is None

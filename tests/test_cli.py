@@ -98,6 +98,7 @@ def test_bad_arguments_of_compare(arguments, message, capsys, tmp_path, monkeypa
         (["--pass", "up"], "pass must be one of 'forward', 'forward+backward', 'backward', got 'up'"),
         (["a2u", "--scale", "4"], "scale must be 2 for A2U, got 4"),
         (["--seconds", "0"], "--seconds must be above 0, got 0.0"),
+        (["--wait", "-1"], "--wait must be 0 or more, got -1.0"),
         (["--repeat", "2"], "--repeat must be given with --targets, got 2 alone"),
         (["--into", "page.md"], "--into must be given with --tables, got page.md alone"),
         (["--tables", "a.json", "--curves"], "--tables must be given alone or with --into, got curves too"),

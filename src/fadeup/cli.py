@@ -239,7 +239,7 @@ def _add_bench(commands: Any) -> None:
         help="time and memory of the operators here, against their peers and against what the machine can do",
         description="Times operators and their peers in turns, and takes each one's memory in a process of its own. "
         "Without arguments a quick look at FADE and at the fused kernel. A case whose results differ from the "
-        "reference's is refused, and so is a machine on which other processes use more than 10 %% of a core.",
+        "reference's is refused, and so is a machine on which other processes use more than 10 % of a core.",
     )
     parser.add_argument("operators", nargs="*", metavar="OPERATOR", help="upsamplers, or reassemble: the fused kernel")
     several: dict[str, Any] = {"nargs": "+", "default": None}
@@ -262,6 +262,9 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--curves", action="store_true", help="FADE over sizes and over channels (minutes)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="default: 2, or the cores where there is one")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="per peer and case (default: 2)")
+    parser.add_argument(
+        "--wait", type=float, default=0.0, metavar="S", help="seconds to wait for busy processes (default: 0)"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for each peer")
     parser.add_argument("--force", action="store_true", help="run beside busy processes; the result is marked")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -179,6 +180,7 @@ def _operator(case: Case, peer: str, wide: bool) -> Operator:
         parameters = dict(function.named_parameters())
         shapes = decoder | (encoder if function.reads_encoder else {})
     if peer == "unfold-compiled":
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it says that there is no GPU
         function = torch.compile(function, dynamic=False)
     return function, parameters, shapes  # type: ignore[return-value]
 

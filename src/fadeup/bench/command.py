@@ -50,8 +50,9 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace, plans: list[Plan]) -> dict[str, Any]:
-    settings = Settings(seconds=arguments.seconds, memory=not arguments.no_memory, force=arguments.force)
-    busy = require_quiet(arguments.force)
+    memory, force = not arguments.no_memory, arguments.force
+    settings = Settings(seconds=arguments.seconds, memory=memory, force=force, wait=arguments.wait)
+    busy = require_quiet(settings)
     results: dict[str, Any] = {
         "environment": environment(),
         "seconds": arguments.seconds,
@@ -97,6 +98,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--into must be given with --tables, got {arguments.into} alone")
     if not arguments.seconds > 0:
         raise ValueError(f"--seconds must be above 0, got {arguments.seconds}")
+    if not arguments.wait >= 0:
+        raise ValueError(f"--wait must be 0 or more, got {arguments.wait}")
     if arguments.repeat and not arguments.targets:
         raise ValueError(f"--repeat must be given with --targets, got {arguments.repeat} alone")
     if arguments.figure and not arguments.curves:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,15 @@ class BusyError(RuntimeError):
 class Settings:
     """How a case is run.
 
-    `seconds` is how long each peer is timed in a case, about. With `force` results count though other processes are
-    busy, and are marked.
+    `seconds` is how long each peer is timed in a case, about. Where other processes are busy, `wait` is how many
+    seconds to wait for them; with `force` results count all the same.
     """
 
     seconds: float = PEER_SECONDS
     memory: bool = True
     checked: bool = True
     force: bool = False
+    wait: float = 0.0
 
 
 Tell = Callable[[str], object]
@@ -71,14 +72,17 @@ def thread_count(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def require_quiet(force: bool) -> list[Busy] | None:
-    """The processes that are busy, which are refused unless `force`; None where the system does not tell.
+def require_quiet(settings: Settings) -> list[Busy] | None:
+    """The processes that are busy, which are refused unless forced; None where the system does not tell.
 
     Raises:
-        BusyError: There are some.
+        BusyError: There are some, and were all the time that was to be waited.
     """
+    until = time.monotonic() + settings.wait
     busy = look()
-    if busy and not force:
+    while busy and not settings.force and time.monotonic() < until:
+        busy = look()
+    if busy and not settings.force:
         raise BusyError(f"{_are_busy(busy)}; wait for them, or use --force, which marks the result")
     return busy
 
@@ -91,23 +95,38 @@ def run_case(case: Case, peers: Sequence[str], settings: Settings, tell: Tell = 
     """Measure a case. The result is plain data; where `refused` says why there are no numbers, there are none."""
     names = peers_of(case, peers)
     result: dict[str, Any] = {"case": asdict(case), "own": case.own, "refused": None, "busy": []}
-    watch = Watch()
     try:
         if settings.checked:
             tell("checking")
             result |= {"checked_side": checked_side(case), "checked": check(case, names)}
-    except DisagreementError as error:
+        measured, busy = _timed_quietly(case, names, settings, tell)
+    except (DisagreementError, BusyError) as error:
         return result | {"refused": str(error)}
-    tell("timing")
-    measured = _timed(case, names, settings)
-    busy = watch.busy()
-    if busy and not settings.force:
-        return result | {"refused": f"{case}: {_are_busy(busy)} meanwhile"}
     result |= measured | {"busy": [str(one) for one in busy or ()]}
     for name in names if settings.memory else ():
         tell(f"memory of {name}")
         result["peers"][name] |= memory_of(case, name)
     return result
+
+
+def _timed_quietly(
+    case: Case, names: Sequence[str], settings: Settings, tell: Tell
+) -> tuple[dict[str, Any], list[Busy] | None]:
+    """Times, and who was busy meanwhile; once more after a wait where somebody was.
+
+    Raises:
+        BusyError: Somebody was busy, and that is not forced.
+    """
+    tell("timing")
+    watch = Watch()
+    measured, busy = _timed(case, names, settings), watch.busy()
+    if busy and settings.wait and not settings.force:
+        tell("waiting for other processes")
+        require_quiet(settings)
+        return _timed_quietly(case, names, replace(settings, wait=0.0), tell)
+    if busy and not settings.force:
+        raise BusyError(f"{case}: {_are_busy(busy)} meanwhile")
+    return measured, busy
 
 
 def _timed(case: Case, names: Sequence[str], settings: Settings) -> dict[str, Any]:

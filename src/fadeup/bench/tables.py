@@ -60,7 +60,7 @@ def target_values(row: dict[str, Any]) -> tuple[str, str, str]:
     """The bound, the best value and the verdict, in words."""
     sign, unit = ("≥" if row["at_least"] else "≤"), row["unit"] if row["unit"] == "×" else f" {row['unit']}"
     if row["best"] is None:
-        return f"{sign} {row['bound']:g}{unit}", "–", "not measured"
+        return f"{sign} {row['bound']:g}{unit}", "–", "unknown"
     verdict = "met" if row["met"] else "missed"
     return f"{sign} {row['bound']:g}{unit}", f"{number(row['best'])}{unit}", verdict
 
@@ -142,7 +142,8 @@ def _peer_cells(result: dict[str, Any], name: str, peer: dict[str, Any]) -> tupl
     spread = f"{number(ratio['ratio'])} [{number(ratio['q1'])}, {number(ratio['q3'])}]" if ratio else "1"
     times = number(peer["median_ms"]), number(peer["q3_ms"] - peer["q1_ms"])
     of_all = memory_ratio(result, name) if name in REASSEMBLERS else None
-    return name, *times, spread, number(peer["peak_mib"]), number(of_all)
+    label = f"{name} (first call {number(peer['first_ms'] / 1e3)} s)" if name == "unfold-compiled" else name
+    return label, *times, spread, number(peer["peak_mib"]), number(of_all)
 
 
 def _floor_table(cases: Sequence[dict[str, Any]]) -> str:

@@ -58,6 +58,8 @@ def _case_lines(result: dict[str, Any]) -> str:
     layout = case["layout"].replace("_", " ")
     lines = [f"[bold]{case['operator']}[/]", f"{case['channels']} ch, {size_text(case)}", case["passes"]]
     lines.append(f"{case['dtype']}, {layout}")
+    if "unfold-compiled" in result["peers"]:
+        lines.append(f"compiled in {number(result['peers']['unfold-compiled']['first_ms'] / 1e3)} s")
     if floor:
         lines.append(f"[bold]{number(floor['ratio'])}[/] × the floor ({floor['bound']})")
     return "\n".join(lines)
@@ -93,7 +95,7 @@ def target_view(targets: Sequence[dict[str, Any]], repeat: int) -> Table:
     for name in ("target", "best", "runs"):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("", no_wrap=True)
-    styles = {"met": "green", "missed": "red", "not measured": "yellow"}
+    styles = {"met": "green", "missed": "red", "unknown": "yellow"}
     for row in targets:
         bound, best, verdict = target_values(row)
         runs = " ".join(number(value) for value in row["values"]) if repeat > 1 else ""
