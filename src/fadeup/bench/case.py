@@ -120,6 +120,10 @@ class Work:
             out = self.function(*self.inputs)
         return lambda: self._gradients(out, True)
 
+    def held_bytes(self) -> int:
+        """What is there before the call: the inputs, and the gradient of the result."""
+        return sum(x.nbytes for x in self.inputs) + (0 if self.grad is None else self.grad.nbytes)
+
     def _gradients(self, out: Tensor, keep: bool) -> Sequence[Tensor | None]:
         wanted = list(self.wanted.values())
         return torch.autograd.grad(out, wanted, self.grad, retain_graph=keep, allow_unused=True)

@@ -136,15 +136,29 @@ def _timed(case: Case, names: Sequence[str], settings: Settings) -> dict[str, An
     works = {name: prepare(case, name) for name in names}
     with torch.set_grad_enabled(case.passes == "forward+backward"):
         calls = {name: work.call(case.passes) for name, work in works.items()}
+        compiled = _compile(calls)
         first, rounds = take_turns(calls, case.own, settings.seconds)
     own = rounds[case.own]
+    peers = {name: _spread(rounds[name]) | {"first_ms": first[name] * 1e3} for name in names}
+    for name, seconds in compiled.items():
+        peers[name]["compile_s"] = seconds
     return {
-        "peers": {name: _spread(rounds[name]) | {"first_ms": first[name] * 1e3} for name in names},
+        "peers": peers,
         "ratios": {name: _ratio(rounds[name], own) for name in names if name != case.own},
-        "input_mib": sum(x.nbytes for x in works[case.own].inputs) / 2**20,
+        "input_mib": works[case.own].held_bytes() / 2**20,
         "io_mib": moved_bytes(case, works[case.own]) / 2**20,
         "floor": _floor(case, works[case.own], own) if case.operator == "reassemble" else None,
     }
+
+
+def _compile(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of the compiled peer's first call, with nothing in the compiler's caches."""
+    if "unfold-compiled" not in calls:
+        return {}
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache():
+        return {"unfold-compiled": _seconds(calls["unfold-compiled"])}
 
 
 def take_turns(

@@ -142,7 +142,7 @@ def _peer_cells(result: dict[str, Any], name: str, peer: dict[str, Any]) -> tupl
     spread = f"{number(ratio['ratio'])} [{number(ratio['q1'])}, {number(ratio['q3'])}]" if ratio else "1"
     times = number(peer["median_ms"]), number(peer["q3_ms"] - peer["q1_ms"])
     of_all = memory_ratio(result, name) if name in REASSEMBLERS else None
-    label = f"{name} (first call {number(peer['first_ms'] / 1e3)} s)" if name == "unfold-compiled" else name
+    label = f"{name} (compiled in {peer['compile_s']:.0f} s)" if "compile_s" in peer else name
     return label, *times, spread, number(peer["peak_mib"]), number(of_all)
 
 

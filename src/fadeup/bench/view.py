@@ -58,8 +58,7 @@ def _case_lines(result: dict[str, Any]) -> str:
     layout = case["layout"].replace("_", " ")
     lines = [f"[bold]{case['operator']}[/]", f"{case['channels']} ch, {size_text(case)}", case["passes"]]
     lines.append(f"{case['dtype']}, {layout}")
-    if "unfold-compiled" in result["peers"]:
-        lines.append(f"compiled in {number(result['peers']['unfold-compiled']['first_ms'] / 1e3)} s")
+    lines += [f"compiled in {peer['compile_s']:.0f} s" for peer in result["peers"].values() if "compile_s" in peer]
     if floor:
         lines.append(f"[bold]{number(floor['ratio'])}[/] × the floor ({floor['bound']})")
     return "\n".join(lines)
