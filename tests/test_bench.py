@@ -313,6 +313,7 @@ def small_run(tmp_path_factory):
         patch.setattr(targets, "CURVE_SIDES", (2, 4))
         patch.setattr(targets, "CURVE_CHANNELS", (4, 8))
         patch.setattr("fadeup.bench.run.COPIED_BYTES", 2**20)
+        patch.setattr("fadeup.bench.run.TURN_SECONDS", 1e-3)
         patch.setattr(targets, "import_ms", lambda: 12.0)
         patch.setattr(targets, "build_seconds", lambda: 11.0)
         command = ["bench", "--targets", "--curves", "--repeat", "2", "--seconds", "0.01", "--no-memory", "--force"]
