@@ -90,7 +90,7 @@ def curve_view(curve: Sequence[dict[str, Any]], kind: str, title: str) -> Table:
 def target_view(targets: Sequence[dict[str, Any]], repeat: int) -> Table:
     """What was promised, and what came out."""
     view = Table(title=f"Targets, best of {repeat} run(s)", box=box.SIMPLE_HEAD)
-    view.add_column("", no_wrap=True)
+    view.add_column("", overflow="fold")  # the only one that may give way
     for name in ("target", "best", "runs"):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("", no_wrap=True)
