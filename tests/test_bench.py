@@ -423,3 +423,13 @@ def test_floors_are_taken_from_the_best_rates_of_all_runs():
     assert slow["floor"]["ratio"] == pytest.approx(4.0)
     assert fast["floor"]["ratio"] == pytest.approx(2.0)
     assert slow["floor"]["bound"] == "memory"
+
+
+def test_a_case_that_is_there_twice_is_shown_with_all_its_peers():
+    def result(own_ms: float, *peers: str) -> dict:
+        times = {name: {"median_ms": own_ms, "peak_mib": None} for name in ("native", *peers)}
+        return {"case": {"operator": "fade"}, "own": "native", "refused": None, "peers": times}
+
+    for cases in ([result(2.0, "unfold"), result(1.0)], [result(1.0, "unfold"), result(2.0)]):
+        (best,) = tables.best_cases({"cases": cases})
+        assert list(best["peers"]) == ["native", "unfold"]

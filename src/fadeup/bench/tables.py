@@ -77,6 +77,8 @@ def _best(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     done = [result for result in group if not result["refused"]]
     if not done:
         return group[0]
+    most = max(len(result["peers"]) for result in done)  # the same case may be there with fewer peers
+    done = [result for result in done if len(result["peers"]) == most]
     best = min(done, key=lambda result: result["peers"][result["own"]]["median_ms"])
     peers = {}
     for name, peer in best["peers"].items():
