@@ -1,4 +1,5 @@
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +17,7 @@ from fadeup.compare import (
     run_row,
     spread,
     summarize,
-    write,
 )
-from fadeup.engine import Diverged, predict, train
 from fadeup.recipes import RECIPES, Metric, Reconstruction
 
 TINY = Reconstruction(train_images=40, test_images=12, epochs=1)
@@ -44,38 +43,6 @@ def test_training_lowers_the_loss_on_real_pictures():
     losses = run_row(recipe, "bilinear", 0, recipe.data()).losses
     assert len(losses) == 30
     assert losses[-5:].mean() < 0.6 * losses[:3].mean()
-
-
-def test_rows_of_one_seed_see_the_same_pictures_in_the_same_order():
-    seen = {}
-
-    class Spy(Reconstruction):
-        def loss(self, output, target):
-            seen.setdefault(name, []).append(target.clone())
-            return super().loss(output, target)
-
-    recipe = Spy(train_images=40, test_images=12, epochs=2)
-    for name in ("bilinear", "fade"):
-        train(recipe, name, recipe.data(), seed=5)
-    assert all(torch.equal(a, b) for a, b in zip(seen["bilinear"], seen["fade"], strict=True))
-    assert not torch.equal(seen["fade"][0], seen["fade"][2])  # another order in the second epoch
-
-
-def test_diverged_training_says_where():
-    recipe = replace(TINY, learning_rate=1e30)
-    with pytest.raises((Diverged, ValueError), match=r"lower the learning rate"):
-        train(recipe, "fade", recipe.data(), seed=0)
-    with pytest.raises(Diverged, match=r"loss must be finite, got nan with 'bilinear', seed 0, epoch 1, step"):
-        train(recipe, "bilinear", recipe.data(), seed=0)
-
-
-def test_prediction_does_not_depend_on_how_inputs_are_batched():
-    data = TINY.data()
-    model = train(TINY, "fade", data, seed=0)
-    whole = predict(TINY, model, data.test_inputs)
-    assert torch.allclose(predict(TINY, model, data.test_inputs[4:6]), whole[4:6], atol=1e-5)
-    assert whole.min() >= 0
-    assert whole.max() <= 1
 
 
 def test_interrupted_run_resumes_with_the_missing_rows_only(tmp_path):
@@ -111,6 +78,25 @@ def test_interrupted_run_resumes_with_the_missing_rows_only(tmp_path):
         assert (a.upsampler, a.seed) == (b.upsampler, b.seed)
         assert np.array_equal(a.statistics["psnr"], b.statistics["psnr"])
         assert np.array_equal(a.pictures, b.pictures)
+
+
+def test_row_under_way_goes_on_from_its_checkpoint(tmp_path):
+    data, folder = TINY.data(), RunFolder(tmp_path / "run", TINY)
+
+    def stop(step, loss, rate):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(TINY, data, ["fade"], [0], folder, on_step=stop)
+    assert folder.checkpoint_path("fade", 0).exists()
+    steps = []
+    (resumed,) = compare(TINY, data, ["fade"], [0], folder, on_step=lambda step, loss, rate: steps.append(step))
+    assert steps == [1, 2]  # the first is the state it came back with
+    (whole,) = compare(TINY, data, ["fade"], [0], RunFolder(tmp_path / "other", TINY))
+    assert np.array_equal(resumed.statistics["psnr"], whole.statistics["psnr"])
+    assert np.array_equal(resumed.losses, whole.losses)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_resume_may_add_upsamplers_and_seeds(tmp_path):
@@ -185,18 +171,6 @@ def test_row_survives_the_disk(tmp_path):
     assert folder.load("fade", 3) is None
 
 
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    write(tmp_path / "a", b"old")
-
-    def full(fd):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write(tmp_path / "a", b"new")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
-
-
 @pytest.mark.parametrize(
     ("names", "seeds", "message"),
     [
@@ -208,13 +182,14 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
         ),
         (["fade"], [1, 1], "seeds must be different"),
         (["fade"], [], "seeds must be different from each other and at least one"),
+        (["fade"], [-1], "seeds must be 0 or more, got -1"),
     ],
 )
 def test_bad_lists_are_refused_before_anything_is_trained(tmp_path, names, seeds, message):
     folder = RunFolder(tmp_path, TINY)
     with pytest.raises(ValueError, match=message):
         compare(TINY, TINY.data(), names, seeds, folder)
-    assert not list((tmp_path / "rows").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_difference_of_a_clear_win_and_of_noise():

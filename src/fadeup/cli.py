@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -62,6 +63,7 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--train-images", type=_positive, help="in place of the protocol's")
     parser.add_argument("--test-images", type=_positive, help="in place of the protocol's")
     parser.add_argument("--source", help="assets, full, or a folder with the data set")
+    parser.add_argument("--set", nargs="+", metavar="FIELD=VALUE", help="any other field of the recipe, as in its docs")
     parser.add_argument("--name", default=None, help="of the run (default: the task)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--resume", action="store_true", help="go on with a run: only missing rows are trained")
@@ -73,7 +75,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fadeup import report
-    from fadeup.compare import RunFolder, check_rows, results, summarize, write
+    from fadeup.checkpoint import write
+    from fadeup.compare import RunFolder, check_rows, results, summarize
     from fadeup.recipes import RECIPES
 
     if arguments.task not in RECIPES:
@@ -105,8 +108,9 @@ def _train_rows(
     from rich.progress import Progress, TimeElapsedColumn
 
     from fadeup.compare import TrainedRow, compare
+    from fadeup.engine import Setting
 
-    count, finished = len(upsamplers) * len(arguments.seeds), 0
+    count, finished, length = len(upsamplers) * len(arguments.seeds), 0, recipe.steps(data)
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
         bar = progress.add_task("starting", total=None)
 
@@ -127,21 +131,40 @@ def _train_rows(
             upsamplers,
             arguments.seeds,
             folder,
-            device=arguments.device,
+            setting=Setting(device=arguments.device),
             on_row=on_row,
             on_start=on_start,
-            on_step=lambda loss: progress.advance(bar),
+            on_step=lambda step, loss, rate: progress.update(bar, completed=finished * length + step),
         )
 
 
 def _recipe(kind: Any, arguments: argparse.Namespace) -> Any:
     """The protocol of that name, with what the command line sets in its place."""
+    known = {field.name for field in fields(kind)}
     options = {name: getattr(arguments, name) for name in ("epochs", "train_images", "test_images", "source")}
     given = {name: value for name, value in options.items() if value is not None}
-    known = {field.name for field in fields(kind)}
     for name in given.keys() - known:
         raise ValueError(f"--{name.replace('_', '-')} must be left out for {kind.task}, got {given[name]!r}")
-    return replace(kind.protocol(arguments.protocol), **given)
+    recipe = kind.protocol(arguments.protocol)
+    for pair in arguments.set or ():
+        name, sign, text = pair.partition("=")
+        if not sign or name not in known:
+            raise ValueError(f"--set must be FIELD=VALUE with one of {', '.join(sorted(known))}, got {pair!r}")
+        given[name] = _like(getattr(recipe, name), name, text)
+    return replace(recipe, **given)
+
+
+def _like(value: Any, name: str, text: str) -> Any:
+    """The text as a value of the same kind; whatever it says where the present one is None."""
+    try:
+        given = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        given = text
+    if isinstance(value, float) and type(given) is int:
+        given = float(given)
+    if value is not None and given is not None and type(given) is not type(value):
+        raise ValueError(f"--set {name} must be of type {type(value).__name__}, as {value!r} is, got {text!r}")
+    return given
 
 
 def _check_device(device: str) -> None:

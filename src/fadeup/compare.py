@@ -2,15 +2,12 @@
 
 A run is a folder: `config.json` says which recipe it belongs to, `rows/` holds a file per finished pair of upsampler
 and seed, `results.json` and `report.html` are written from the rows. A row is written whole or not at all, so that an
-interrupted run goes on with the rows that are missing.
+interrupted run goes on with the rows that are missing, and with the one under way from its checkpoint.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from fadeup.bench import environment
+from fadeup.checkpoint import differences, save_arrays, write
 from fadeup.cost import network_cost
-from fadeup.engine import predict, train
+from fadeup.engine import Setting, evaluate, predict, train
 from fadeup.recipes.recipe import Metric, Recipe, Split
 from fadeup.upsamplers import resolve
 
@@ -76,7 +74,13 @@ class Summary:
 
 
 class RunFolder:
-    """`runs/<name>/`: opened for one recipe, never for another.
+    """`runs/<name>/`: opened for one configuration, never for another.
+
+    Args:
+        path: Of the folder.
+        recipe: What is trained in it.
+        resume: Whether to go on with what it holds.
+        **identity: What else the run belongs to, such as the upsampler of a single training.
 
     Raises:
         FileExistsError: The folder holds a run and `resume` is not set.
@@ -84,9 +88,9 @@ class RunFolder:
         OSError: It cannot be written; the message says which folder.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, *, resume: bool = False):
+    def __init__(self, path: Path, recipe: Recipe, *, resume: bool = False, **identity: Any):
         self.path, self.recipe = path, recipe
-        config = {"task": recipe.task, **asdict(recipe)}
+        config = json.loads(json.dumps({"task": recipe.task, **asdict(recipe), **identity}))
         if (path / "config.json").exists():
             self._check_config(config, resume)
         elif path.exists() and not _is_new(path):
@@ -94,7 +98,6 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             write(path / "config.json", json.dumps(config, indent=2).encode())
-            (path / "rows").mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"{path} must be a folder that can be written, got {error}; choose another --out") from error
 
@@ -105,20 +108,19 @@ class RunFolder:
             held = json.loads((self.path / "config.json").read_text())
         except ValueError as error:
             raise ValueError(f"{self.path / 'config.json'} must be JSON, got {error}; choose another --name") from error
-        differing = [
-            f"{key} is {held.get(key)!r} there, {config.get(key)!r} asked"
-            for key in sorted(held.keys() | config.keys())
-            if held.get(key) != config.get(key)
-        ]
-        if differing:
+        if differing := differences(held, config):
             raise ValueError(
-                f"{self.path} must hold the same configuration to resume, got {'; '.join(differing)}; "
+                f"{self.path} must hold the same configuration to resume, got {differing}; "
                 "repeat its options or choose another --name"
             )
 
     def row_path(self, upsampler: str, seed: int) -> Path:
         """Where that row is, or will be."""
         return self.path / "rows" / f"{upsampler}-seed{seed}.npz"
+
+    def checkpoint_path(self, upsampler: str, seed: int) -> Path:
+        """Where the state of that row's training is while it lasts."""
+        return self.path / "checkpoints" / f"{upsampler}-seed{seed}.pt"
 
     def load(self, upsampler: str, seed: int) -> TrainedRow | None:
         """A finished row, or None."""
@@ -140,31 +142,19 @@ class RunFolder:
             raise ValueError(f"{path} must be a finished row, got {error}; delete it to run the row again") from error
 
     def save(self, row: TrainedRow) -> None:
-        """Write a finished row whole."""
+        """Write a finished row whole; the checkpoint of its training is no longer needed."""
         meta = {key: getattr(row, key) for key in ("upsampler", "seed", "seconds", "parameters", "macs")}
         arrays: dict[str, Any] = {f"statistics.{name}": values for name, values in row.statistics.items()}
         arrays |= {"losses": row.losses, "pictures": row.pictures, "errors": row.errors}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **arrays)
-        write(self.row_path(row.upsampler, row.seed), buffer.getvalue())
+        path = self.row_path(row.upsampler, row.seed)
+        path.parent.mkdir(exist_ok=True)
+        save_arrays(path, {"meta": np.array(json.dumps(meta)), **arrays})
+        self.checkpoint_path(row.upsampler, row.seed).unlink(missing_ok=True)
 
 
 def _is_new(path: Path) -> bool:
     """Whether a folder holds nothing, or only what `write` leaves when it is killed."""
     return path.is_dir() and all(entry.name.endswith(".part") for entry in path.iterdir())
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name, synced, renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_row(
@@ -173,40 +163,43 @@ def run_row(
     seed: int,
     data: Split,
     *,
-    device: str = "cpu",
-    on_step: Callable[[float], None] = lambda loss: None,
+    setting: Setting | None = None,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
 ) -> TrainedRow:
     """Train and score one upsampler with one seed; the score is the last epoch's, never the best on the test data."""
-    losses: list[float] = []
-
-    def note(loss: float) -> None:
-        losses.append(loss)
-        on_step(loss)
-
-    started = time.perf_counter()
-    model = train(recipe, upsampler, data, seed=seed, device=device, on_step=note)
-    seconds = time.perf_counter() - started
-    prediction = predict(recipe, model, data.test_inputs, device=device)
-    cost = network_cost(model, data.test_inputs[:1].to(device))
+    setting = setting or Setting()
+    trained = train(recipe, upsampler, data, seed=seed, setting=setting, checkpoint=checkpoint, on_step=on_step)
+    model, device, workers = trained.model, setting.device, setting.workers
+    statistics = evaluate(recipe, model, data.test, device=device, workers=workers)
     shown = recipe.show(data)
-    statistics = recipe.statistics(prediction, data.test_targets)
+    predictions = predict(recipe, model, data.test, shown, device=device)
+    samples = [recipe.prepare(data.test[index]) for index in shown]
+    cost = network_cost(model, samples[0][0][None].to(device))
     return TrainedRow(
         upsampler=upsampler,
         seed=seed,
-        seconds=seconds,
+        seconds=trained.seconds,
         parameters=cost.parameters,
         macs=cost.macs,
-        losses=np.array(losses, np.float32),
-        statistics={name: values.double().numpy() for name, values in statistics.items()},
-        pictures=recipe.picture(prediction[shown]),
-        errors=recipe.error(prediction[shown], data.test_targets[shown]).astype(np.float16),
+        losses=trained.losses,
+        statistics=statistics,
+        pictures=np.concatenate([recipe.picture(prediction[None]) for prediction in predictions]),
+        errors=np.concatenate(
+            [
+                recipe.error(prediction[None], target[None]).astype(np.float16)
+                for prediction, (_, target) in zip(predictions, samples, strict=True)
+            ]
+        ),
     )
 
 
 def check_rows(upsamplers: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raise unless every upsampler is known, and none of the two lists is empty or names anything twice."""
+    """Raise unless upsamplers are known, seeds 0 or more, and neither list is empty or names anything twice."""
     for name in upsamplers:
         resolve(name)
+    if min(seeds, default=0) < 0:
+        raise ValueError(f"seeds must be 0 or more, got {min(seeds)}")
     for name, values in (("upsamplers", upsamplers), ("seeds", seeds)):
         if len(set(values)) != len(values) or not values:
             raise ValueError(f"{name} must be different from each other and at least one, got {list(values)}")
@@ -219,10 +212,10 @@ def compare(
     seeds: Sequence[int],
     folder: RunFolder,
     *,
-    device: str = "cpu",
+    setting: Setting | None = None,
     on_row: Callable[[TrainedRow, bool], None] = lambda row, resumed: None,
     on_start: Callable[[str, int, int], None] = lambda upsampler, seed, steps: None,
-    on_step: Callable[[float], None] = lambda loss: None,
+    on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
 ) -> list[TrainedRow]:
     """Train every upsampler with every seed, seed by seed, taking finished rows from the folder.
 
@@ -232,10 +225,10 @@ def compare(
         upsamplers: Keys or aliases; checked before anything is trained.
         seeds: One row each.
         folder: Where rows are kept.
-        device: Where to train.
+        setting: How to train.
         on_row: Called with each row, and whether it was there already.
         on_start: Called with upsampler, seed and number of steps before a row is trained.
-        on_step: Called with the loss of each step.
+        on_step: As in `fadeup.engine.train`.
 
     Raises:
         ValueError: An upsampler is unknown, or is twice in the list.
@@ -248,7 +241,8 @@ def compare(
             resumed = row is not None
             if row is None:
                 on_start(upsampler, seed, recipe.steps(data))
-                row = run_row(recipe, upsampler, seed, data, device=device, on_step=on_step)
+                path = folder.checkpoint_path(upsampler, seed)
+                row = run_row(recipe, upsampler, seed, data, setting=setting, checkpoint=path, on_step=on_step)
                 folder.save(row)
             rows.append(row)
             on_row(row, resumed)

@@ -1,18 +1,69 @@
-"""Trains and evaluates a network by a recipe."""
+"""Trains a recipe's network, resumes it bit by bit, and scores it, on one process or many.
+
+Nothing random is carried from step to step: the order of the samples follows from (seed, epoch), augmentation from
+(seed, epoch, sample), dropout from (seed, step, process). So a training that was interrupted after any step goes on to
+the weights of one that was not, whatever was loaded ahead.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 
-from fadeup.recipes.recipe import Recipe, Split
+from fadeup.checkpoint import load_checkpoint, save_arrays, save_checkpoint
+from fadeup.data.loading import Augmented, Batches, Prepared, Sample, mixed
+from fadeup.recipes.recipe import PRECISIONS, Recipe, Split
 
 
 class Diverged(RuntimeError):
     """The loss is no longer finite."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to train, as opposed to what: one process computes the same by any of these but `accumulate` and `device`.
+
+    Args:
+        device: `"cpu"`, `"cuda"`, ...; each process of a distributed run takes its own GPU.
+        workers: Processes that load and augment; 0 loads in this one.
+        accumulate: Parts in which a step's batch is computed one after the other, to save memory. Gradients add up to
+            those of the whole batch, but BatchNorm sees the parts.
+        checkpoint_seconds: How often the checkpoint is written.
+        snapshot_steps: After which steps features and gradients of fixed pictures are kept for figures.
+        snapshot_layer: Name of the layer whose output they are taken of, as in `model.named_modules()`.
+        snapshot_folder: Where they go, a file of kilobytes each.
+    """
+
+    device: str = "cpu"
+    workers: int = 0
+    accumulate: int = 1
+    checkpoint_seconds: float = 60.0
+    snapshot_steps: tuple[int, ...] = ()
+    snapshot_layer: str = ""
+    snapshot_folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network, the loss of each step, and the seconds it took, over all interruptions."""
+
+    model: nn.Module
+    losses: np.ndarray
+    seconds: float
 
 
 def train(
@@ -21,49 +72,327 @@ def train(
     data: Split,
     *,
     seed: int,
-    device: str = "cpu",
-    on_step: Callable[[float], None] = lambda loss: None,
-) -> nn.Module:
-    """Train the recipe's network from scratch.
+    setting: Setting | None = None,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
+) -> Trained:
+    """Train the recipe's network from its start, or go on from its checkpoint.
 
-    The seed fixes the start of all layers outside the upsamplers, and the order of the pictures, whatever the
-    upsampler: rows of one seed differ by their upsampler alone.
+    The seed fixes the start of all layers outside the upsamplers, the order of the pictures and their augmentation,
+    whatever the upsampler: rows of one seed differ by their upsampler alone. Under `torchrun` the processes share
+    every batch; the loss is the mean over all of it, so that a network without BatchNorm learns the same as on one.
+
+    After Ctrl-C or SIGTERM the step is finished, the checkpoint written and KeyboardInterrupt raised; a second one
+    stops at once.
 
     Args:
         recipe: Network, loss, optimizer, epochs.
-        upsampler: Key or alias.
+        upsampler: Name, as in `fadeup.build_upsampler`.
         data: Loaded by `recipe.data()`.
-        seed: Of weights and order.
-        device: `"cpu"`, `"cuda"`, ...
-        on_step: Called after each step with its loss.
+        seed: Of weights, order, augmentation and dropout; 0 or more.
+        setting: How to train.
+        checkpoint: File to keep the state in; where it exists, training goes on from it.
+        on_step: Called on the main process after each step with the number of finished steps, loss and learning rate;
+            also once at the start of a resumed training, with the last loss.
 
     Raises:
         Diverged: The loss is not finite.
+        ValueError: The checkpoint is damaged or of another training; the seed is negative; a snapshot's layer is
+            unknown.
+        OSError: The checkpoint cannot be written; the last one is kept.
     """
-    torch.manual_seed(seed)
-    model = recipe.model(upsampler).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer, scheduler = recipe.optimizer(model, recipe.steps(data))
-    for epoch in range(recipe.epochs):
-        order = torch.randperm(len(data.train_inputs), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-        for step, indices in enumerate(order.split(recipe.batch_size)):
-            output = model(data.train_inputs[indices].to(device))
-            loss = recipe.loss(output, data.train_targets[indices].to(device))
-            value = loss.item()
-            if not math.isfinite(value):
-                raise Diverged(
-                    f"loss must be finite, got {value} with {upsampler!r}, seed {seed}, epoch {epoch + 1}, "
-                    f"step {step + 1}; lower the learning rate"
+    training = Training(recipe, upsampler, data, seed, setting or Setting())
+    if checkpoint is not None and checkpoint.exists():
+        training.load(load_checkpoint(checkpoint, training.identity))
+        if training.main and training.losses:
+            on_step(training.steps_done, training.losses[-1], training.rate)
+
+    def save() -> None:
+        if checkpoint is not None and training.main:
+            save_checkpoint(checkpoint, training.identity, training.state())
+
+    saved = time.monotonic()
+    with interruption() as stop:
+        for inputs, targets in training.batches():
+            stopping = training.step(inputs, targets, stop.is_set())
+            if training.main:
+                on_step(training.steps_done, training.losses[-1], training.rate)
+            if stopping or (training.alone and stop.is_set()):
+                save()
+                raise KeyboardInterrupt
+            if time.monotonic() - saved > training.setting.checkpoint_seconds:
+                save()
+                saved = time.monotonic()
+    save()
+    return Trained(training.finish(), np.array(training.losses, np.float32), training.seconds)
+
+
+class Training:
+    """The state of a training, and a step of it. See `train`."""
+
+    def __init__(self, recipe: Recipe, upsampler: str, data: Split, seed: int, setting: Setting):
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
+        if not 1 <= setting.accumulate <= recipe.batch_size:
+            raise ValueError(f"accumulate must be from 1 to the batch of {recipe.batch_size}, got {setting.accumulate}")
+        if not len(data.train):  # type: ignore[arg-type]
+            raise ValueError("training data must hold a sample or more, got none")
+        self.recipe, self.upsampler, self.data, self.seed, self.setting = recipe, upsampler, data, seed, setting
+        self.accelerator = _accelerator(recipe.precision, setting.device)
+        self.main, self.alone = self.accelerator.is_main_process, self.accelerator.num_processes == 1
+        self.steps_done, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+        self.identity = {"task": recipe.task, **asdict(recipe), "upsampler": upsampler, "seed": seed}
+        self.total = recipe.steps(data)
+        torch.manual_seed(seed)
+        self.network = recipe.model(upsampler)
+        self.network.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._check_snapshots()
+        optimizer, self.scheduler = recipe.optimizer(self.network, self.total)
+        average = get_ema_multi_avg_fn(recipe.ema)
+        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
+        self.model = self.accelerator.prepare_model(self.network.train())
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first group of parameters."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of the batches that are left."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        samples = len(self.data.train)  # type: ignore[arg-type]
+        keys = Batches(samples, self.recipe.batch_size, self.seed, self.total, self.steps_done, rank, world)
+        augmented = Augmented(self.data.train, self.recipe.augment, self.seed)
+        pinned = self.accelerator.device.type == "cuda"
+        yield from DataLoader(augmented, batch_sampler=keys, num_workers=self.setting.workers, pin_memory=pinned)
+
+    def step(self, inputs: Tensor, targets: Tensor, stopping: bool) -> bool:
+        """One step of the optimizer; whether any process is asked to stop after it."""
+        started = time.perf_counter()
+        accelerator = self.accelerator
+        torch.manual_seed(mixed(self.seed, self.steps_done, accelerator.process_index))
+        device, parts = accelerator.device, self.setting.accumulate
+        pairs = list(zip(inputs.to(device).chunk(parts), targets.to(device).chunk(parts), strict=True))
+        terms = [self.recipe.terms(target) for _, target in pairs]
+        total, stops = self._sum([float(sum(terms)), float(stopping)])
+        self.optimizer.zero_grad()
+        value = 0.0
+        for place, ((part, target), count) in enumerate(zip(pairs, terms, strict=True), start=1):
+            with accelerator.no_sync(self.model) if place < len(pairs) else nullcontext():
+                loss = self.recipe.loss(self.model(part), target)
+                share = float(count) / total if total else 0.0
+                value += share * loss.item()
+                # DDP averages over processes what should be summed.
+                weight = share * accelerator.num_processes
+                accelerator.backward(loss if weight == 1 else loss * weight)
+        (value,) = self._sum([value])
+        if not math.isfinite(value):
+            raise Diverged(self._divergence(value))
+        self.optimizer.step()
+        if not getattr(self.optimizer, "step_was_skipped", False):  # float16, when its scale was too large
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.losses.append(value)
+        self.steps_done += 1
+        self.seconds += time.perf_counter() - started
+        if self.main and self.steps_done in self.setting.snapshot_steps:
+            self._snapshot()
+        return stops > 0
+
+    def finish(self) -> nn.Module:
+        """The trained network, or its moving average; with the buffers of the first process in all of them."""
+        if dist.is_initialized():
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, 0)
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return self.network if self.average is None else self.average.module
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on."""
+        scaler, average = self.accelerator.scaler, self.average
+        return {
+            "steps_done": self.steps_done,
+            "seconds": self.seconds,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "average": None if average is None else average.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state()`."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.steps_done, self.seconds, self.losses = state["steps_done"], state["seconds"], state["losses"].tolist()
+
+    def _sum(self, values: list[float]) -> list[float]:
+        """Sums over processes, in one exchange."""
+        if self.alone:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def _divergence(self, value: float) -> str:
+        per_epoch = math.ceil(len(self.data.train) / self.recipe.batch_size)  # type: ignore[arg-type]
+        epoch, step = divmod(self.steps_done, per_epoch)
+        return (
+            f"loss must be finite, got {value} with {self.upsampler!r}, seed {self.seed}, epoch {epoch + 1}, "
+            f"step {step + 1}; lower the learning rate"
+        )
+
+    def _check_snapshots(self) -> None:
+        layer, names = self.setting.snapshot_layer, [name for name, _ in self.network.named_modules() if name]
+        if self.setting.snapshot_steps and (layer not in names or self.setting.snapshot_folder is None):
+            few = ", ".join(names[-8:])
+            raise ValueError(f"snapshot_layer must be a layer of the network, such as {few}, got {layer!r}")
+
+    def _snapshot(self) -> None:
+        """Keep the layer's mean feature and its gradients' positive part, summed over channels, of fixed pictures."""
+        assert self.setting.snapshot_folder is not None
+        network, kept, arrays = self.network, [], {}
+        module = network.get_submodule(self.setting.snapshot_layer)
+        hook = module.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        network.eval()  # running statistics must not learn from the test pictures
+        try:
+            for index in self.recipe.show(self.data)[:4]:
+                inputs, target = (
+                    x[None].to(self.accelerator.device) for x in self.recipe.prepare(self.data.test[index])
                 )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            on_step(value)
-    return model
+                kept.clear()
+                loss = self.recipe.loss(network(inputs), target)
+                (gradient,) = torch.autograd.grad(loss, kept[-1:])
+                arrays[f"feature.{index}"] = kept[-1].detach().mean(dim=1)[0].float().cpu().numpy()
+                arrays[f"gradient.{index}"] = gradient.relu().sum(dim=1)[0].float().cpu().numpy()
+        finally:
+            hook.remove()
+            network.train()
+        self.setting.snapshot_folder.mkdir(parents=True, exist_ok=True)
+        save_arrays(self.setting.snapshot_folder / f"step{self.steps_done:06d}.npz", arrays)
 
 
 @torch.no_grad()
-def predict(recipe: Recipe, model: nn.Module, inputs: Tensor, *, device: str = "cpu") -> Tensor:
-    """The finished predictions for `(N, C, H, W)` inputs, on the CPU."""
+def evaluate(
+    recipe: Recipe,
+    model: nn.Module,
+    samples: Dataset[Sample],
+    *,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+    on_samples: Callable[[int], None] = lambda count: None,
+) -> dict[str, np.ndarray]:
+    """Statistics of every sample, per metric `(samples, k)`, for `Metric.reduce` of their mean.
+
+    Under `torchrun` the processes share the samples, none of which is scored twice, and all get all statistics.
+
+    Args:
+        recipe: How samples are prepared, predictions finished and scored.
+        model: Trained network; its mode is restored.
+        samples: As the data set gives them.
+        device: Where the model is.
+        workers: Processes that load; 0 loads in this one.
+        on_samples: Called with the number of samples after each batch.
+
+    Raises:
+        ValueError: There are no samples.
+    """
+    count = len(samples)  # type: ignore[arg-type]
+    if not count:
+        raise ValueError("test data must hold a sample or more, got none")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = list(range(rank, count, world))
+    batches = [mine[start : start + recipe.test_batch] for start in range(0, len(mine), recipe.test_batch)]
+    loader = DataLoader(Prepared(samples, recipe.prepare), batch_sampler=batches, num_workers=workers)
+    parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
+    with _evaluation(model):
+        for indices, (inputs, target) in zip(batches, loader, strict=True):
+            prediction = recipe.finish(model(inputs.to(device)), _size(target)).cpu()
+            statistics = recipe.statistics(prediction, target)
+            parts.append((indices, {name: values.double().numpy() for name, values in statistics.items()}))
+            on_samples(len(indices))
+    if world > 1:
+        gathered: list[Any] = [None] * world
+        dist.all_gather_object(gathered, parts)
+        parts = [part for group in gathered for part in group]
+    order = np.argsort(np.concatenate([indices for indices, _ in parts]))
+    return {metric.name: np.concatenate([part[metric.name] for _, part in parts])[order] for metric in recipe.metrics}
+
+
+@torch.no_grad()
+def predict(
+    recipe: Recipe,
+    model: nn.Module,
+    samples: Dataset[Sample],
+    indices: Sequence[int],
+    *,
+    device: str | torch.device = "cpu",
+) -> list[Tensor]:
+    """The finished predictions for some test samples, one by one, on the CPU."""
+    prepared = Prepared(samples, recipe.prepare)
+    with _evaluation(model):
+        pairs = [prepared[index] for index in indices]
+        return [recipe.finish(model(inputs[None].to(device)), _size(target))[0].cpu() for inputs, target in pairs]
+
+
+def _size(target: Tensor) -> tuple[int, int]:
+    return target.shape[-2], target.shape[-1]
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode, and in the mode it was in afterwards."""
+    training = model.training
     model.eval()
-    return torch.cat([recipe.finish(model(batch.to(device))).cpu() for batch in inputs.split(100)])
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that what is under way can be finished; a second one interrupts at once.
+
+    In another thread than the main one, where signals cannot be caught, it is never set.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _accelerator(precision: str, device: str) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "float16" and device == "cpu":
+        raise ValueError("precision must be float32 or bfloat16 on the CPU, got 'float16'")
+    # One process may train by several recipes, but Accelerate keeps the first precision it was given.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
+    return Accelerator(mixed_precision=mixed, cpu=device == "cpu")

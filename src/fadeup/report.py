@@ -15,7 +15,8 @@ from matplotlib.patches import Rectangle
 from rich import box
 from rich.table import Table
 
-from fadeup.compare import Summary, TrainedRow, write
+from fadeup.checkpoint import write
+from fadeup.compare import Summary, TrainedRow
 from fadeup.cost import Cost, Row
 from fadeup.recipes.recipe import Metric, Recipe, Split
 
@@ -178,14 +179,11 @@ def zoom(picture: np.ndarray) -> tuple[slice, slice]:
 
 def figure_pictures(recipe: Recipe, data: Split, rows: Sequence[TrainedRow], index: int, image: int) -> Figure:
     """One test picture, the rows' number `index` and the data's number `image`: outputs, a crop, and error maps."""
-    target = recipe.picture(data.test_targets[image : image + 1])[0]
-    crop = zoom(target)
+    originals = recipe.originals(recipe.prepare(data.test[image]))
+    crop = zoom(list(originals.values())[-1])
     limit = max(float(row.errors[index].max()) for row in rows)
-    panels = [("target", target, None), *((row.upsampler, row.pictures[index], row.errors[index]) for row in rows)]
-    if data.test_inputs is data.test_targets:
-        panels[0] = ("input = target", target, None)
-    else:
-        panels.insert(0, ("input", recipe.picture(data.test_inputs[image : image + 1])[0], None))
+    panels = [(title, picture, None) for title, picture in originals.items()]
+    panels += [(row.upsampler, row.pictures[index], row.errors[index]) for row in rows]
     figure = Figure(figsize=(1.5 * len(panels), 4.9), layout="constrained")
     axes = figure.subplots(3, len(panels))
     shades = None

@@ -1,8 +1,24 @@
-"""Experiments of the papers, one frozen dataclass each."""
+"""Experiments of the papers, and one for each data set that a user can get, a frozen dataclass each."""
 
 from fadeup.recipes.recipe import Metric, Recipe, Split
 from fadeup.recipes.reconstruction import Reconstruction
+from fadeup.recipes.segmentation import ADE20K, SUNRGBD, CamVid, Folder, LandCover, Segmentation, Weizmann
 
-RECIPES: dict[str, type[Recipe]] = {"reconstruction": Reconstruction}
+RECIPES: dict[str, type[Recipe]] = {
+    kind.task: kind for kind in (Reconstruction, Weizmann, CamVid, LandCover, ADE20K, SUNRGBD, Folder)
+}
 
-__all__ = ["RECIPES", "Metric", "Recipe", "Reconstruction", "Split"]
+__all__ = [
+    "ADE20K",
+    "RECIPES",
+    "SUNRGBD",
+    "CamVid",
+    "Folder",
+    "LandCover",
+    "Metric",
+    "Recipe",
+    "Reconstruction",
+    "Segmentation",
+    "Split",
+    "Weizmann",
+]

@@ -10,6 +10,9 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fadeup.data.loading import Sample
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Metric:
     """A column of the table.
 
     A score of a data set is `reduce(mean over images of statistics)`, so that a bootstrap can weigh images anew: the
-    statistic of PSNR is one number per image, that of mIoU would be intersections and unions per class.
+    statistic of PSNR is one number per image, that of mIoU intersections and unions per class.
     """
 
     name: str
@@ -30,12 +33,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs and targets of training and test, as tensors `(N, C, H, W)`."""
+    """The samples of training and test, as the data set gives them: before augmentation and preparation."""
 
-    train_inputs: Tensor
-    train_targets: Tensor
-    test_inputs: Tensor
-    test_targets: Tensor
+    train: Dataset[Sample]
+    test: Dataset[Sample]
+
+
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,13 @@ class Recipe:
     paper_protocol: ClassVar[str] = ""
     remark: ClassVar[str] = ""
     """What a reader of the table must know."""
+    test_batch: ClassVar[int] = 1
+    """Test samples predicted at once; 1 where their sizes differ."""
 
     epochs: int = 1
     batch_size: int = 16
+    precision: str = "float32"
+    ema: float = 0.0
 
     @classmethod
     def protocol(cls, name: str) -> Self:
@@ -75,12 +83,20 @@ class Recipe:
         raise NotImplementedError
 
     def data(self) -> Split:
-        """Load and prepare the data."""
+        """Load the data."""
         raise NotImplementedError
 
     def steps(self, data: Split) -> int:
         """Steps of the whole training; a last batch that is not full counts."""
-        return self.epochs * math.ceil(len(data.train_inputs) / self.batch_size)
+        return self.epochs * math.ceil(len(data.train) / self.batch_size)  # type: ignore[arg-type]
+
+    def augment(self, sample: Sample) -> Sample:
+        """A sample as it is trained on. Randomness comes from torch's generator, which the engine seeds."""
+        return sample
+
+    def prepare(self, sample: Sample) -> Sample:
+        """A test sample as the network takes it, with the target that it is scored against."""
+        return sample
 
     def model(self, upsampler: str) -> nn.Module:
         """The network with that upsampler."""
@@ -93,11 +109,15 @@ class Recipe:
         raise NotImplementedError
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Scalar training loss of a batch."""
+        """Scalar training loss of a batch, a mean over `terms(target)` terms."""
         raise NotImplementedError
 
-    def finish(self, output: Tensor) -> Tensor:
-        """The network's output as it is scored and shown."""
+    def terms(self, target: Tensor) -> Tensor:
+        """How many terms the loss of a batch is the mean of: its weight beside other processes' and other parts'."""
+        return torch.tensor(target.numel(), device=target.device)
+
+    def finish(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+        """The network's output as it is scored and shown, for a target of `size`."""
         return output
 
     def statistics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -109,7 +129,11 @@ class Recipe:
         raise NotImplementedError
 
     def picture(self, prediction: Tensor) -> np.ndarray:
-        """Predictions or inputs as uint8 pictures, `(B, H, W)` or `(B, H, W, 3)`."""
+        """Predictions or targets as uint8 pictures, `(B, H, W)` or `(B, H, W, 3)`."""
+        raise NotImplementedError
+
+    def originals(self, sample: Sample) -> dict[str, np.ndarray]:
+        """What a test sample shows beside the predictions, by title: uint8 pictures of the predictions' size."""
         raise NotImplementedError
 
     def error(self, prediction: Tensor, target: Tensor) -> np.ndarray:

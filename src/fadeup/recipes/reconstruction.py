@@ -19,8 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from fadeup.data.fashion_mnist import fashion_mnist
+from fadeup.data.loading import Sample
 from fadeup.metrics import mae, psnr, rmse, ssim
 from fadeup.models import Autoencoder
 from fadeup.recipes.recipe import Metric, Recipe, Split
@@ -72,6 +74,8 @@ class Reconstruction(Recipe):
         "weighed by kernels. The paper's table has no gate: its counterpart without one is b4."
     )
 
+    test_batch: ClassVar[int] = 100
+
     source: str = "assets"
     train_images: int = 1600
     test_images: int = 500
@@ -90,11 +94,11 @@ class Reconstruction(Recipe):
         )
 
     def data(self) -> Split:
-        """Pictures 0–1, `(N, 1, size, size)`; the target is the input."""
+        """Pictures 0–1, `(1, size, size)`; the target is the input."""
         train, test = (
             self._pictures(split, n) for split, n in (("train", self.train_images), ("test", self.test_images))
         )
-        return Split(train, train, test, test)
+        return Split(TensorDataset(train, train), TensorDataset(test, test))
 
     def model(self, upsampler: str) -> nn.Module:
         """The autoencoder."""
@@ -112,7 +116,7 @@ class Reconstruction(Recipe):
         """ℓ1."""
         return F.l1_loss(output, target)
 
-    def finish(self, output: Tensor) -> Tensor:
+    def finish(self, output: Tensor, size: tuple[int, int]) -> Tensor:
         """Clipped to 0–1."""
         return output.clamp(0, 1)
 
@@ -124,13 +128,17 @@ class Reconstruction(Recipe):
 
     def show(self, data: Split) -> list[int]:
         """The six test pictures with the most detail, by their mean gradient: there upsamplers differ."""
-        pictures = data.test_targets
+        pictures = torch.stack([target for _, target in data.test])  # type: ignore[not-iterable]
         detail = pictures.diff(dim=2).abs().mean(dim=(1, 2, 3)) + pictures.diff(dim=3).abs().mean(dim=(1, 2, 3))
         return detail.topk(min(6, len(pictures))).indices.tolist()
 
     def picture(self, prediction: Tensor) -> np.ndarray:
         """Grey, 0–255."""
         return (prediction[:, 0] * 255).round().to(torch.uint8).numpy()
+
+    def originals(self, sample: Sample) -> dict[str, np.ndarray]:
+        """The picture, which is input and target in one."""
+        return {"input = target": self.picture(sample[1][None])[0]}
 
     def error(self, prediction: Tensor, target: Tensor) -> np.ndarray:
         """Absolute difference."""

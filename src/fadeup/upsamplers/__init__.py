@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
 from typing import Any
 
 from fadeup.upsamplers.a2u import A2U
@@ -67,25 +69,47 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def resolve(name: str) -> tuple[type[Upsampler], dict[str, Any]]:
-    """The class and options that `name`, a key of `UPSAMPLERS` or `ALIASES`, stands for.
+    """The class and options that `name` stands for.
+
+    `name` is a key of `UPSAMPLERS` or `ALIASES`, and may go on with options: `"fade,gate_bias=-2,init=small"`.
+
+    >>> resolve("fade,kernel_size=3,fusion=none")
+    (<class 'fadeup.upsamplers.fade.FADE'>, {'kernel_size': 3, 'fusion': 'none'})
 
     Raises:
-        ValueError: The name is unknown; the message suggests the nearest.
+        ValueError: The name is unknown, and the message suggests the nearest; or an option is no `key=value` that the
+            class knows.
     """
     names = [*UPSAMPLERS, *ALIASES]
-    if name not in names:
-        near = difflib.get_close_matches(str(name).lower().replace("-", "_"), names, n=1, cutoff=0.4)
+    plain, *given = str(name).split(",")
+    if plain not in names:
+        near = difflib.get_close_matches(plain.lower().replace("-", "_"), names, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"upsampler must be one of {', '.join(names)}, got {name!r}{hint}")
-    key, options = ALIASES.get(name, (name, {}))
-    return UPSAMPLERS[key], dict(options)
+    key, options = ALIASES.get(plain, (plain, {}))
+    kind = UPSAMPLERS[key]
+    known = [option for option in inspect.signature(kind).parameters if not option.endswith("_channels")]
+    pairs = [option.partition("=") for option in given]
+    for option, sign, _ in pairs:
+        if not sign or option not in known:
+            raise ValueError(f"options of {plain!r} must be key=value with {', '.join(known)}, got {option!r}")
+    return kind, options | {option: _literal(value) for option, _, value in pairs}
+
+
+def _literal(text: str) -> Any:
+    """A number, a truth value or None where the text is one; else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def build_upsampler(name: str, decoder_channels: int, encoder_channels: int | None = None, **options: Any) -> Upsampler:
     """Build an upsampler by name.
 
     Args:
-        name: A key of `UPSAMPLERS`, or of `ALIASES` for the ablations `b1` to `b6` and `nearest+gate`, `carafe+gate`.
+        name: A key of `UPSAMPLERS`, or of `ALIASES` for the ablations `b1` to `b6` and `nearest+gate`, `carafe+gate`;
+            options may follow it, as in `"fade,gate_bias=-2"`.
         decoder_channels: Channels of the low-resolution map and of the result.
         encoder_channels: Channels of the high-resolution map; the decoder's where None.
         **options: Arguments of the class, `scale` among them; they override an alias's.

@@ -1,0 +1,137 @@
+"""SegNet: an encoder, and its mirror image whose upsampler is the argument (FADE, Table 2)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fadeup.functional import check_count, check_map
+from fadeup.models.autoencoder import POOLINGS, conv_block
+from fadeup.models.segformer import timm_features
+from fadeup.models.weights import load_backbone
+from fadeup.upsamplers import A2U, IndexNet, build_upsampler, resolve
+
+VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+"""Width and number of convolutions of each stage."""
+
+
+class SegNet(nn.Module):
+    """SegNet with the upsampler of your choice.
+
+    A stage of the encoder is followed by 2x2 pooling, the stage of the decoder that mirrors it comes after an
+    upsampler guided by the map that was pooled. The last convolution of a decoder stage gives the next guide's
+    channels, so that decoder and guide have equal ones everywhere.
+
+    Args:
+        num_classes: Channels of the logits.
+        upsampler: Key of `fadeup.UPSAMPLERS` or an alias; `"max_unpool"` is SegNet's own.
+        trunk: `"vgg16_bn"`, 13 convolutions with BatchNorm and five poolings, the decoder mirroring each; or a timm
+            name with features at strides 2 to 32, which are the guides (at full size a 3x3 convolution of the image
+            is, which learns only where the upsampler reads values of its guide through gradients: not with
+            max unpooling), each decoder stage then of two convolutions.
+        pooling: `"max"`, as in the papers, or `"guided"` for the pooling half of IndexNet and A2U (VGG only).
+        weights: Of the trunk, as in `fadeup.models.weights.load_backbone`.
+        **options: Of the upsampler.
+
+    Raises:
+        ValueError: Trunk, upsampler or pooling is unknown, or the upsampler has no pooling half.
+        ModuleNotFoundError: timm is missing.
+
+    Source: Badrinarayanan et al., SegNet, TPAMI 2017; Lu et al., FADE, ECCV 2022, Table 2.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        upsampler: str = "max_unpool",
+        *,
+        trunk: str = "vgg16_bn",
+        pooling: str = "max",
+        weights: str | Path | None = None,
+        **options: Any,
+    ):
+        super().__init__()
+        check_count("num_classes", num_classes)
+        self.pooling = _check_pooling(pooling, upsampler, trunk)
+        if pooling == "guided" and resolve(upsampler)[0] is A2U:
+            options["pooling"] = True
+        if trunk == "vgg16_bn":
+            widths, depths = zip(*VGG16, strict=True)
+            self.trunk: nn.Module = VGG()
+            self.stem = self.bridge = None
+        else:
+            self.trunk, channels = timm_features(trunk, (2, 4, 8, 16, 32), "trunk")
+            widths, depths = (channels[0], *channels[:-1]), (2,) * 5
+            self.stem = conv_block(3, channels[0])
+            self.bridge = conv_block(channels[-1], channels[-2])
+        decoders = [
+            mirrored(width, after, depth)
+            for (after, width), depth in zip(pairwise((widths[0], *widths)), depths, strict=True)
+        ]
+        decoders[0][-1] = nn.Conv2d(widths[0], num_classes, 3, padding=1)
+        self.decoders = nn.ModuleList(decoders)
+        # Upsamplers last: with one seed all other layers start the same whatever the upsampler draws.
+        self.upsamplers = nn.ModuleList(build_upsampler(upsampler, width, width, **options) for width in widths)
+        load_backbone(self.trunk, trunk, weights)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits `(B, num_classes, H, W)` of normalised images `(B, 3, H, W)` of any size."""
+        check_map("image", image, 3)
+        x, guides = self.encode(image)
+        for decoder, upsampler, guide in reversed(list(zip(self.decoders, self.upsamplers, guides, strict=True))):
+            x = decoder(upsampler(x, guide))
+        return x
+
+    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The smallest map, for the decoder, and the five guides, largest first."""
+        if self.stem is not None and self.bridge is not None:
+            *maps, last = self.trunk(image)
+            return self.bridge(last), [self.stem(image), *maps]
+        x, guides = image, []
+        for stage, upsampler in zip(self.trunk.stages, self.upsamplers, strict=True):  # type: ignore[arg-type]
+            guides.append(stage(x))
+            if isinstance(upsampler, IndexNet | A2U) and self.pooling == "guided":
+                x = upsampler.pool(guides[-1])
+            else:
+                x = F.max_pool2d(guides[-1], 2, ceil_mode=True)
+        return x, guides
+
+
+class VGG(nn.Module):
+    """The five stages of VGG-16, 3x3 convolutions with BatchNorm and ReLU, without pooling and classifier.
+
+    Source: Simonyan, Zisserman, Very Deep Convolutional Networks, ICLR 2015.
+    """
+
+    def __init__(self):
+        super().__init__()
+        widths = (3, *(width for width, _ in VGG16))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(layer for i in range(depth) for layer in _conv_norm(before if i == 0 else width, width)))
+            for (before, width), (_, depth) in zip(pairwise(widths), VGG16, strict=True)
+        )
+
+
+def _conv_norm(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
+    """With a bias, though BatchNorm makes it redundant: published weights have one."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    return conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
+
+
+def mirrored(width: int, after: int, depth: int) -> nn.Sequential:
+    """`depth` convolutions with BatchNorm and ReLU, of which the last changes the channels."""
+    return nn.Sequential(*(conv_block(width, width) for _ in range(depth - 1)), conv_block(width, after))
+
+
+def _check_pooling(pooling: str, upsampler: str, trunk: str) -> str:
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be 'max' or 'guided', got {pooling!r}")
+    if pooling == "guided" and resolve(upsampler)[0] not in (IndexNet, A2U):
+        raise ValueError(f"pooling must be 'max' for {upsampler!r}, which has no pooling half, got 'guided'")
+    if pooling == "guided" and trunk != "vgg16_bn":
+        raise ValueError(f"pooling must be 'max' for trunk {trunk!r}, which pools by itself, got 'guided'")
+    return pooling
