@@ -211,6 +211,15 @@ def test_seed_fixes_everything_and_another_changes_it():
     assert not np.array_equal(first.losses, other.losses)
 
 
+def test_scores_on_the_way_change_nothing():
+    seen = {}
+    setting = Setting(evaluate_every=5)
+    observed = train(TOY, "nearest", TOY.data(), seed=0, setting=setting, on_evaluation=seen.__setitem__)
+    assert list(seen) == [5, 10]
+    assert seen[10]["error"] < seen[5]["error"]
+    assert_same(weights(observed.model), weights(train(TOY, "nearest", TOY.data(), seed=0).model))
+
+
 def test_moving_average_is_what_is_returned():
     recipe = replace(TOY, dropout=0)
     last = weights(train(recipe, "nearest", recipe.data(), seed=0).model)

@@ -100,4 +100,5 @@ def main(checkpoint, out, **options):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], sys.argv[2], **{key: ast.literal_eval(value) for key, value in (a.split("=") for a in sys.argv[3:])})
+    options = dict(argument.split("=") for argument in sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], **{key: ast.literal_eval(value) for key, value in options.items()})

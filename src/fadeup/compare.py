@@ -43,7 +43,7 @@ class TrainedRow:
 
     def score(self, metric: Metric) -> float:
         """The metric over the test data."""
-        return float(metric.reduce(self.statistics[metric.name].mean(axis=0)))
+        return metric.score(self.statistics[metric.name])
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ class Metric:
     reduce: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]
     """`(..., k)` mean statistics to `(...)` scores."""
 
+    def score(self, statistics: np.ndarray) -> float:
+        """The score of `(samples, k)` statistics."""
+        return float(self.reduce(statistics.mean(axis=0)))
+
 
 @dataclass(frozen=True)
 class Split:

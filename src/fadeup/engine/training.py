@@ -1,4 +1,4 @@
-"""Trains a recipe's network, resumes it bit by bit, and scores it, on one process or many.
+"""Trains a recipe's network and resumes it bit by bit, on one process or many.
 
 Nothing random is carried from step to step: the order of the samples follows from (seed, epoch), augmentation from
 (seed, epoch, sample), dropout from (seed, step, process). So a training that was interrupted after any step goes on to
@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +22,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fadeup.checkpoint import load_checkpoint, save_arrays, save_checkpoint
-from fadeup.data.loading import Augmented, Batches, Prepared, Sample, mixed
+from fadeup.data.loading import Augmented, Batches, mixed
+from fadeup.engine.evaluation import evaluate
 from fadeup.recipes.recipe import PRECISIONS, Recipe, Split
 
 
@@ -43,6 +44,7 @@ class Setting:
         accumulate: Parts in which a step's batch is computed one after the other, to save memory. Gradients add up to
             those of the whole batch, but BatchNorm sees the parts.
         checkpoint_seconds: How often the checkpoint is written.
+        evaluate_every: After how many steps the test data is scored in between; 0 for never.
         snapshot_steps: After which steps features and gradients of fixed pictures are kept for figures.
         snapshot_layer: Name of the layer whose output they are taken of, as in `model.named_modules()`.
         snapshot_folder: Where they go, a file of kilobytes each.
@@ -52,6 +54,7 @@ class Setting:
     workers: int = 0
     accumulate: int = 1
     checkpoint_seconds: float = 60.0
+    evaluate_every: int = 0
     snapshot_steps: tuple[int, ...] = ()
     snapshot_layer: str = ""
     snapshot_folder: Path | None = None
@@ -75,6 +78,7 @@ def train(
     setting: Setting | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
+    on_evaluation: Callable[[int, dict[str, float]], None] = lambda step, scores: None,
 ) -> Trained:
     """Train the recipe's network from its start, or go on from its checkpoint.
 
@@ -94,6 +98,7 @@ def train(
         checkpoint: File to keep the state in; where it exists, training goes on from it.
         on_step: Called on the main process after each step with the number of finished steps, loss and learning rate;
             also once at the start of a resumed training, with the last loss.
+        on_evaluation: Called on the main process with the number of finished steps and the score of each metric.
 
     Raises:
         Diverged: The loss is not finite.
@@ -117,6 +122,10 @@ def train(
             stopping = training.step(inputs, targets, stop.is_set())
             if training.main:
                 on_step(training.steps_done, training.losses[-1], training.rate)
+            if training.evaluates():
+                scores = training.scores()
+                if training.main:
+                    on_evaluation(training.steps_done, scores)
             if stopping or (training.alone and stop.is_set()):
                 save()
                 raise KeyboardInterrupt
@@ -202,13 +211,28 @@ class Training:
             self._snapshot()
         return stops > 0
 
-    def finish(self) -> nn.Module:
-        """The trained network, or its moving average; with the buffers of the first process in all of them."""
-        if dist.is_initialized():
+    def evaluates(self) -> bool:
+        """Whether the test data is to be scored after this step; the last one's score is the caller's."""
+        every = self.setting.evaluate_every
+        return every > 0 and self.steps_done % every == 0 and self.steps_done < self.total
+
+    def scores(self) -> dict[str, float]:
+        """The score of each metric on the test data as things stand."""
+        model, device = self.result(), self.accelerator.device
+        statistics = evaluate(self.recipe, model, self.data.test, device=device, workers=self.setting.workers)
+        return {metric.name: metric.score(statistics[metric.name]) for metric in self.recipe.metrics}
+
+    def result(self) -> nn.Module:
+        """The network, or its moving average; with the buffers of the first process in all of them."""
+        if not self.alone:
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return self.network if self.average is None else self.average.module
+
+    def finish(self) -> nn.Module:
+        """The trained network, no longer wrapped for its precision."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return self.result()
 
     def state(self) -> dict[str, Any]:
         """Everything that the next steps depend on."""
@@ -279,84 +303,6 @@ class Training:
             network.train()
         self.setting.snapshot_folder.mkdir(parents=True, exist_ok=True)
         save_arrays(self.setting.snapshot_folder / f"step{self.steps_done:06d}.npz", arrays)
-
-
-@torch.no_grad()
-def evaluate(
-    recipe: Recipe,
-    model: nn.Module,
-    samples: Dataset[Sample],
-    *,
-    device: str | torch.device = "cpu",
-    workers: int = 0,
-    on_samples: Callable[[int], None] = lambda count: None,
-) -> dict[str, np.ndarray]:
-    """Statistics of every sample, per metric `(samples, k)`, for `Metric.reduce` of their mean.
-
-    Under `torchrun` the processes share the samples, none of which is scored twice, and all get all statistics.
-
-    Args:
-        recipe: How samples are prepared, predictions finished and scored.
-        model: Trained network; its mode is restored.
-        samples: As the data set gives them.
-        device: Where the model is.
-        workers: Processes that load; 0 loads in this one.
-        on_samples: Called with the number of samples after each batch.
-
-    Raises:
-        ValueError: There are no samples.
-    """
-    count = len(samples)  # type: ignore[arg-type]
-    if not count:
-        raise ValueError("test data must hold a sample or more, got none")
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = list(range(rank, count, world))
-    batches = [mine[start : start + recipe.test_batch] for start in range(0, len(mine), recipe.test_batch)]
-    loader = DataLoader(Prepared(samples, recipe.prepare), batch_sampler=batches, num_workers=workers)
-    parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
-    with _evaluation(model):
-        for indices, (inputs, target) in zip(batches, loader, strict=True):
-            prediction = recipe.finish(model(inputs.to(device)), _size(target)).cpu()
-            statistics = recipe.statistics(prediction, target)
-            parts.append((indices, {name: values.double().numpy() for name, values in statistics.items()}))
-            on_samples(len(indices))
-    if world > 1:
-        gathered: list[Any] = [None] * world
-        dist.all_gather_object(gathered, parts)
-        parts = [part for group in gathered for part in group]
-    order = np.argsort(np.concatenate([indices for indices, _ in parts]))
-    return {metric.name: np.concatenate([part[metric.name] for _, part in parts])[order] for metric in recipe.metrics}
-
-
-@torch.no_grad()
-def predict(
-    recipe: Recipe,
-    model: nn.Module,
-    samples: Dataset[Sample],
-    indices: Sequence[int],
-    *,
-    device: str | torch.device = "cpu",
-) -> list[Tensor]:
-    """The finished predictions for some test samples, one by one, on the CPU."""
-    prepared = Prepared(samples, recipe.prepare)
-    with _evaluation(model):
-        pairs = [prepared[index] for index in indices]
-        return [recipe.finish(model(inputs[None].to(device)), _size(target))[0].cpu() for inputs, target in pairs]
-
-
-def _size(target: Tensor) -> tuple[int, int]:
-    return target.shape[-2], target.shape[-1]
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, and in the mode it was in afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

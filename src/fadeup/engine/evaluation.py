@@ -1,0 +1,94 @@
+"""Scores a network over a data set, shared by the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from fadeup.data.loading import Prepared, Sample
+from fadeup.recipes.recipe import Recipe
+
+
+@torch.no_grad()
+def evaluate(
+    recipe: Recipe,
+    model: nn.Module,
+    samples: Dataset[Sample],
+    *,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+    on_samples: Callable[[int], None] = lambda count: None,
+) -> dict[str, np.ndarray]:
+    """Statistics of every sample, per metric `(samples, k)`, for `Metric.reduce` of their mean.
+
+    Under `torchrun` the processes share the samples, none of which is scored twice, and all get all statistics.
+
+    Args:
+        recipe: How samples are prepared, predictions finished and scored.
+        model: Trained network; its mode is restored.
+        samples: As the data set gives them.
+        device: Where the model is.
+        workers: Processes that load; 0 loads in this one.
+        on_samples: Called with the number of samples after each batch.
+
+    Raises:
+        ValueError: There are no samples.
+    """
+    count = len(samples)  # type: ignore[arg-type]
+    if not count:
+        raise ValueError("test data must hold a sample or more, got none")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = list(range(rank, count, world))
+    batches = [mine[start : start + recipe.test_batch] for start in range(0, len(mine), recipe.test_batch)]
+    loader = DataLoader(Prepared(samples, recipe.prepare), batch_sampler=batches, num_workers=workers)
+    parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
+    with _evaluation(model):
+        for indices, (inputs, target) in zip(batches, loader, strict=True):
+            prediction = recipe.finish(model(inputs.to(device)), _size(target)).cpu()
+            statistics = recipe.statistics(prediction, target)
+            parts.append((indices, {name: values.double().numpy() for name, values in statistics.items()}))
+            on_samples(len(indices))
+    if world > 1:
+        gathered: list[Any] = [None] * world
+        dist.all_gather_object(gathered, parts)
+        parts = [part for group in gathered for part in group]
+    order = np.argsort(np.concatenate([indices for indices, _ in parts]))
+    return {metric.name: np.concatenate([part[metric.name] for _, part in parts])[order] for metric in recipe.metrics}
+
+
+@torch.no_grad()
+def predict(
+    recipe: Recipe,
+    model: nn.Module,
+    samples: Dataset[Sample],
+    indices: Sequence[int],
+    *,
+    device: str | torch.device = "cpu",
+) -> list[Tensor]:
+    """The finished predictions for some test samples, one by one, on the CPU."""
+    prepared = Prepared(samples, recipe.prepare)
+    with _evaluation(model):
+        pairs = [prepared[index] for index in indices]
+        return [recipe.finish(model(inputs[None].to(device)), _size(target))[0].cpu() for inputs, target in pairs]
+
+
+def _size(target: Tensor) -> tuple[int, int]:
+    return target.shape[-2], target.shape[-1]
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode, and in the mode it was in afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
