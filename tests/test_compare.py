@@ -264,7 +264,8 @@ def test_spread():
 def test_results_are_plain_json_with_the_protocol_named():
     rows = [row("bilinear", 0, [20, 22]), row("fade", 0, [25, 27])]
     result = json.loads(json.dumps(results(TINY, rows, summarize(TINY, rows, "bilinear"), "bilinear")))
-    assert result["score"] == "last epoch"
+    assert result["score"] == "last step"
+    assert result["trained"] == "autoencoder from scratch, Fashion-MNIST"
     assert result["config"]["train_images"] == 40
     assert result["rows"][1]["psnr"] == 26
     assert result["environment"]["torch"] == torch.__version__

@@ -327,7 +327,8 @@ def results(recipe: Recipe, rows: Sequence[TrainedRow], table: Sequence[Summary]
         "task": recipe.task,
         "config": asdict(recipe),
         "baseline": baseline,
-        "score": "last epoch",
+        "trained": recipe.trained,
+        "score": "last step",
         "interval": f"95 % interval of a paired bootstrap over images and seeds, {RESAMPLES} resamples",
         "table": [asdict(line) for line in table],
         "rows": [

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from rich import box
 from rich.table import Table
 
@@ -59,7 +59,7 @@ def comparison_table(recipe: Recipe, table: Sequence[Summary], baseline: str) ->
     first = recipe.metrics[0]
     seeds = max(line.seeds for line in table)
     spread = " ± standard deviation" if seeds > 1 else ""
-    title = f"{recipe.task}: score of the last epoch, mean{spread} of {seeds} seed(s)"
+    title = f"{recipe.trained}: score of the last step, mean{spread} of {seeds} seed(s)"
     view = Table(title=title, caption=few_seeds(seeds), box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
     view.add_column("upsampler", min_width=12)
     for metric in recipe.metrics:
@@ -204,6 +204,9 @@ def figure_pictures(recipe: Recipe, data: Split, rows: Sequence[TrainedRow], ind
         axis.text(-0.08, 0.5, label, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=9)
     assert shades is not None
     figure.colorbar(shades, ax=axes[2, :].tolist(), shrink=0.8)
+    if legend := recipe.legend():
+        patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*color), label=name) for name, color in legend.items()]
+        figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure
 
 

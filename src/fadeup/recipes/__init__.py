@@ -1,8 +1,14 @@
 """Experiments of the papers, and one for each data set that a user can get, a frozen dataclass each."""
 
+from fadeup.recipes.ade20k import ADE20K
+from fadeup.recipes.camvid import CamVid
+from fadeup.recipes.folder import Folder
+from fadeup.recipes.landcover import LandCover
 from fadeup.recipes.recipe import Metric, Recipe, Split
 from fadeup.recipes.reconstruction import Reconstruction
-from fadeup.recipes.segmentation import ADE20K, SUNRGBD, CamVid, Folder, LandCover, Segmentation, Weizmann
+from fadeup.recipes.segmentation import Segmentation
+from fadeup.recipes.sunrgbd import SUNRGBD
+from fadeup.recipes.weizmann import Weizmann
 
 RECIPES: dict[str, type[Recipe]] = {
     kind.task: kind for kind in (Reconstruction, Weizmann, CamVid, LandCover, ADE20K, SUNRGBD, Folder)

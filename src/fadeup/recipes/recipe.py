@@ -62,6 +62,8 @@ class Recipe:
     paper_protocol: ClassVar[str] = ""
     remark: ClassVar[str] = ""
     """What a reader of the table must know."""
+    shown: ClassVar[str] = "Test pictures"
+    """Which pictures the report shows, in words."""
     test_batch: ClassVar[int] = 1
     """Test samples predicted at once; 1 where their sizes differ."""
 
@@ -85,6 +87,15 @@ class Recipe:
     def from_paper(cls) -> Self:
         """The paper's settings."""
         raise NotImplementedError
+
+    @property
+    def trained(self) -> str:
+        """Network, weights that it starts from, and data, in words, for the head of every table."""
+        raise NotImplementedError
+
+    def legend(self) -> dict[str, tuple[int, int, int]]:
+        """Names and RGB colours of what pictures show; empty where they need none."""
+        return {}
 
     def data(self) -> Split:
         """Load the data."""

@@ -74,6 +74,7 @@ class Reconstruction(Recipe):
         "weighed by kernels. The paper's table has no gate: its counterpart without one is b4."
     )
 
+    shown: ClassVar[str] = "Test pictures with the most detail"
     test_batch: ClassVar[int] = 100
 
     source: str = "assets"
@@ -92,6 +93,11 @@ class Reconstruction(Recipe):
         return cls(
             source="full", train_images=60_000, test_images=10_000, epochs=100, batch_size=100, learning_rate=0.01
         )
+
+    @property
+    def trained(self) -> str:
+        """The autoencoder."""
+        return "autoencoder from scratch, Fashion-MNIST"
 
     def data(self) -> Split:
         """Pictures 0–1, `(1, size, size)`; the target is the input."""

@@ -10,9 +10,9 @@ Scores are mIoU and boundary IoU from counts summed over the test data, at the l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,21 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from fadeup.data.ade20k import ade20k
-from fadeup.data.camvid import camvid
-from fadeup.data.folder import folder
 from fadeup.data.labelled import LabelledImages
-from fadeup.data.landcover import landcover
 from fadeup.data.loading import Sample
-from fadeup.data.sunrgbd import sunrgbd
 from fadeup.data.transforms import TestTransform, TrainTransform, nearest_indices
-from fadeup.data.weizmann import weizmann
 from fadeup.metrics.segmentation import boundary_statistics, iou_statistics, mean_iou
 from fadeup.models import SegFormer, SegNet
 from fadeup.models.weights import normalisation
 from fadeup.recipes.recipe import Metric, Recipe, Split
 
 IGNORED = 255
+WEIGHTS = {None: "from scratch", "imagenet": "ImageNet weights", "hed": "weights of an edge detector (HED, BSDS500)"}
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -86,6 +81,7 @@ class Segmentation(Recipe):
         "fade": "semi-shift, gate",
         "fade_lite": "depthwise, gate",
     }
+    shown: ClassVar[str] = "Test pictures, evenly spaced over the set"
     load: ClassVar[Callable[..., LabelledImages]]
     splits: ClassVar[tuple[str, str]] = ("train", "val")
     shown_size: ClassVar[tuple[int, int] | None] = None
@@ -113,6 +109,19 @@ class Segmentation(Recipe):
     warmup: float = 0.05
     schedule: str = "poly"
     dilation_ratio: float = 0.02
+
+    @property
+    def trained(self) -> str:
+        """Network, its trunk, the trunk's weights, and the data set."""
+        head = "SegNet" if self.network == "segnet" else f"SegFormer's head of {self.channels} channels"
+        return f"{head} on {self.backbone}, {WEIGHTS.get(self.weights, self.weights)}; {self.task}"
+
+    def legend(self) -> dict[str, tuple[int, int, int]]:
+        """The classes, where they are few enough for a legend."""
+        classes, palette = self.about
+        if len(classes) > 20:
+            return {}
+        return {name: (int(r), int(g), int(b)) for name, (r, g, b) in zip(classes, palette, strict=True)}
 
     def labelled(self, split: str) -> LabelledImages:
         """One split of the data set."""
@@ -264,191 +273,3 @@ def parameter_groups(model: nn.Module, rate: float, head_factor: float, weight_d
         key = rate * (1 if parameter in backbone else head_factor), 0.0 if parameter in norms else weight_decay
         groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
-
-
-@dataclass(frozen=True)
-class Weizmann(Segmentation):
-    """Weizmann Horse with SegNet (FADE, Table 2; mIoU in %, 279 training and 49 test pictures).
-
-    The paper: 89.15 nearest, 89.29 CARAFE, 93.42 max unpooling, 93.00 IndexNet, 95.26 nearest + gate, 95.25 CARAFE +
-    gate, at 224 x 224, batch 4, SGD 0.01. Epochs (50), weight decay (0) and the split's seed (0) are our choice, as the
-    paper does not give them. Flips are the only augmentation.
-    """
-
-    task: ClassVar[str] = "weizmann"
-    upsamplers: ClassVar[tuple[str, ...]] = (
-        "nearest", "carafe", "max_unpool", "indexnet", "nearest+gate", "carafe+gate", "fade",
-    )  # fmt: skip
-    paper: ClassVar[dict[str, dict[str, float]]] = {
-        "nearest": {"miou": 89.15},
-        "carafe": {"miou": 89.29},
-        "indexnet": {"miou": 93.00},
-        "max_unpool": {"miou": 93.42},
-        "carafe+gate": {"miou": 95.25},
-        "nearest+gate": {"miou": 95.26},
-    }
-    paper_protocol: ClassVar[str] = "224 x 224, one run, in FADE's Table 2"
-    load: ClassVar[Callable[..., LabelledImages]] = staticmethod(weizmann)
-    splits: ClassVar[tuple[str, str]] = ("train", "test")
-
-    network: str = "segnet"
-    backbone: str = "vgg16_bn"
-    size: int = 112
-    crop: int = 112
-    scale: tuple[float, float] = (1.0, 1.0)
-    photometric: bool = False
-    epochs: int = 20
-    batch_size: int = 4
-    algorithm: str = "sgd"
-    learning_rate: float = 0.01
-    head_factor: float = 1.0
-    weight_decay: float = 0.0
-    warmup: float = 0.0
-    schedule: str = "steps"
-
-    @classmethod
-    def from_paper(cls) -> Self:
-        """224 x 224, 50 epochs."""
-        return cls(size=224, crop=224, epochs=50)
-
-
-@dataclass(frozen=True)
-class CamVid(Segmentation):
-    """CamVid with SegFormer's head: trained on the 367 pictures of `train`, scored on the 101 of `val`, 11 classes.
-
-    The papers have no such table; FADE's Table 4 (SegFormer-B1, ADE20K) is the nearest.
-    """
-
-    task: ClassVar[str] = "camvid"
-    load: ClassVar[Callable[..., LabelledImages]] = staticmethod(camvid)
-
-    batch_size: int = 4
-    iterations: int = 400
-
-    @classmethod
-    def from_paper(cls) -> Self:
-        """SegFormer-B1 as on ADE20K, 20,000 steps of crops of 352."""
-        return cls(backbone="mit_b1", channels=256, crop=352, batch_size=16, iterations=20_000, learning_rate=6e-5)
-
-
-@dataclass(frozen=True)
-class LandCover(Segmentation):
-    """Land cover from space: 6 classes (IGBP groups) on NASA's Blue Marble, split by bands of longitude.
-
-    `source` is `"assets"` (the tiles shipped here), `"full"` (all tiles, from two packages) or a folder.
-    """
-
-    task: ClassVar[str] = "landcover"
-    load: ClassVar[Callable[..., LabelledImages]] = staticmethod(landcover)
-    splits: ClassVar[tuple[str, str]] = ("train", "test")
-
-    source: str | None = "assets"
-    crop: int = 128
-    scale: tuple[float, float] = (0.75, 1.5)
-    batch_size: int = 8
-    iterations: int = 200
-
-    @classmethod
-    def from_paper(cls) -> Self:
-        """All tiles, ten times the steps."""
-        return cls(source="full", iterations=2000)
-
-
-@dataclass(frozen=True)
-class ADE20K(Segmentation):
-    """SegFormer-B1 on ADE20K (FADE, Table 3; mIoU / boundary IoU: 41.68 / 27.80 bilinear, 44.41 / 32.65 FADE).
-
-    AdamW 6e-5, head times 10, poly with warm-up over 1,500 of 160,000 steps, batch 16, crops of 512, resized by 0.5 to
-    2 from a shorter side of 512. The paper's scores are the best of ten evaluations; ours are the last step's.
-    """
-
-    task: ClassVar[str] = "ade20k"
-    upsamplers: ClassVar[tuple[str, ...]] = ("bilinear", "carafe", "indexnet", "a2u", "fade", "fade_lite")
-    paper: ClassVar[dict[str, dict[str, float]]] = {
-        "bilinear": {"miou": 41.68, "biou": 27.80},
-        "carafe": {"miou": 42.82, "biou": 29.84},
-        "indexnet": {"miou": 41.50, "biou": 28.27},
-        "a2u": {"miou": 41.45, "biou": 27.31},
-        "fade": {"miou": 44.41, "biou": 32.65},
-        "fade_lite": {"miou": 43.49, "biou": 31.55},
-    }
-    paper_protocol: ClassVar[str] = "SegFormer-B1, 160,000 steps, best of ten evaluations, one run"
-    load: ClassVar[Callable[..., LabelledImages]] = staticmethod(ade20k)
-    shown_size: ClassVar[tuple[int, int] | None] = (384, 512)
-    cache: ClassVar[bool] = False
-
-    backbone: str = "mit_b1"
-    channels: int = 256
-    resize: int = 512
-    crop: int = 512
-    batch_size: int = 16
-    iterations: int = 2000
-    learning_rate: float = 6e-5
-
-    @classmethod
-    def from_paper(cls) -> Self:
-        """160,000 steps."""
-        return cls(iterations=160_000, warmup=1500 / 160_000)
-
-
-@dataclass(frozen=True)
-class SUNRGBD(Segmentation):
-    """SUN RGB-D with SegNet on RGB, 37 classes (FADE, Table 1, left half; mIoU / boundary IoU).
-
-    The paper: 37.00 / 25.61 decoder-only, 36.71 / 27.89 encoder-only, 37.59 / 28.80 encoder + decoder. Its protocol
-    could not be read; size, epochs and rates are our choice.
-    """
-
-    task: ClassVar[str] = "sunrgbd"
-    upsamplers: ClassVar[tuple[str, ...]] = ("bilinear", "carafe", "b1", "b3")
-    paper: ClassVar[dict[str, dict[str, float]]] = {
-        "carafe": {"miou": 37.00, "biou": 25.61},
-        "b1": {"miou": 36.71, "biou": 27.89},
-        "b3": {"miou": 37.59, "biou": 28.80},
-    }
-    paper_protocol: ClassVar[str] = "SegNet, one run, in FADE's Table 1"
-    load: ClassVar[Callable[..., LabelledImages]] = staticmethod(sunrgbd)
-    splits: ClassVar[tuple[str, str]] = ("train", "test")
-    shown_size: ClassVar[tuple[int, int] | None] = (384, 512)
-    cache: ClassVar[bool] = False
-
-    network: str = "segnet"
-    backbone: str = "vgg16_bn"
-    resize: int = 320
-    crop: int = 320
-    batch_size: int = 4
-    epochs: int = 1
-    algorithm: str = "sgd"
-    learning_rate: float = 0.01
-    head_factor: float = 1.0
-    weight_decay: float = 5e-4
-    warmup: float = 0.0
-    schedule: str = "steps"
-
-    @classmethod
-    def from_paper(cls) -> Self:
-        """100 epochs, batch 12."""
-        return cls(epochs=100, batch_size=12)
-
-
-@dataclass(frozen=True)
-class Folder(Segmentation):
-    """Your own folder of images and label PNGs, as `fadeup.data.folder` describes it."""
-
-    task: ClassVar[str] = "folder"
-    load: ClassVar[Callable[..., LabelledImages]] = staticmethod(folder)
-    shown_size: ClassVar[tuple[int, int] | None] = (384, 512)
-    cache: ClassVar[bool] = False
-
-    batch_size: int = 8
-    iterations: int = 1000
-
-    @classmethod
-    def from_paper(cls) -> Self:
-        """SegFormer-B1 as on ADE20K, a quarter of its steps."""
-        paper = ADE20K.from_paper()
-        return replace(
-            cls(),
-            backbone=paper.backbone, channels=paper.channels, crop=paper.crop, resize=paper.resize,
-            batch_size=paper.batch_size, learning_rate=paper.learning_rate, iterations=40_000,
-        )  # fmt: skip
