@@ -101,17 +101,18 @@ def test_ignored_pixels_weigh_nothing_in_the_loss():
 
 def test_head_learns_faster_and_norms_do_not_decay():
     model = TINY.model("fade")
-    groups = parameter_groups(model, 1e-4, 10, 0.01)
+    groups = parameter_groups(model, 1e-4, 10, 2, 0.01)
     assert sorted((round(g["lr"], 6), g["weight_decay"]) for g in groups) == [
-        (1e-4, 0.0), (1e-4, 0.01), (1e-3, 0.0), (1e-3, 0.01),
+        (1e-4, 0.0), (1e-4, 0.01), (2e-4, 0.01), (1e-3, 0.0), (1e-3, 0.01),
     ]  # fmt: skip
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     where = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert where[id(model.head.upsamplers[0].fusion.gate.weight)] == (1e-3, 0.01)
+    assert where[id(model.head.upsamplers[0].fusion.gate.weight)] == (2e-4, 0.01)
+    assert where[id(model.head.fuse.weight)] == (1e-3, 0.01)
     assert where[id(model.head.norm.weight)] == (1e-3, 0.0)
     assert where[id(next(model.backbone.parameters()))] == (1e-4, 0.01)
     segnet = replace(Weizmann(), weights=None).build("nearest", 2, None)
-    assert {g["lr"] for g in parameter_groups(segnet, 1e-2, 1, 0)} == {1e-2}
+    assert {g["lr"] for g in parameter_groups(segnet, 1e-2, 1, 1, 0)} == {1e-2}
 
 
 def test_poly_rises_and_falls_to_nothing():

@@ -27,6 +27,7 @@ from fadeup.metrics.segmentation import boundary_statistics, iou_statistics, mea
 from fadeup.models import SegFormer, SegNet
 from fadeup.models.weights import normalisation
 from fadeup.recipes.recipe import Metric, Recipe, Split
+from fadeup.upsamplers import Upsampler
 
 IGNORED = 255
 WEIGHTS = {None: "from scratch", "imagenet": "ImageNet weights", "hed": "weights of an edge detector (HED, BSDS500)"}
@@ -59,6 +60,7 @@ class Segmentation(Recipe):
         algorithm: `"adamw"` or `"sgd"`.
         learning_rate: Of the backbone, at the start.
         head_factor: By how much the rate of everything but the backbone is larger.
+        upsampler_factor: By how much the upsamplers' rate is larger than the rest of the head's.
         weight_decay: Norms have none.
         warmup: Part of the steps in which the rate rises from nearly 0.
         schedule: `"poly"`, linearly down to 0, or `"steps"`, ten times lower after 70 and 90 %.
@@ -105,6 +107,7 @@ class Segmentation(Recipe):
     algorithm: str = "adamw"
     learning_rate: float = 1e-4
     head_factor: float = 10.0
+    upsampler_factor: float = 1.0
     weight_decay: float = 0.01
     warmup: float = 0.05
     schedule: str = "poly"
@@ -182,7 +185,8 @@ class Segmentation(Recipe):
         self, model: nn.Module, steps: int
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """AdamW or SGD with a higher rate for the head and no decay on norms."""
-        groups = parameter_groups(model, self.learning_rate, self.head_factor, self.weight_decay)
+        factors = self.head_factor, self.head_factor * self.upsampler_factor
+        groups = parameter_groups(model, self.learning_rate, *factors, self.weight_decay)
         if self.algorithm == "adamw":
             optimizer = torch.optim.AdamW(groups, self.learning_rate, betas=(0.9, 0.999))
         elif self.algorithm == "sgd":
@@ -264,12 +268,16 @@ def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return labels[..., rows, :][..., columns]
 
 
-def parameter_groups(model: nn.Module, rate: float, head_factor: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters by learning rate and decay: all but backbone or trunk learns faster, norms do not decay."""
+def parameter_groups(
+    model: nn.Module, rate: float, head_factor: float, upsampler_factor: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameters by learning rate and decay: backbone or trunk, upsamplers, and the rest; norms do not decay."""
     norms = {p for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    upsamplers = {p for module in model.modules() if isinstance(module, Upsampler) for p in module.parameters()}
     backbone = set(model.get_submodule("backbone" if hasattr(model, "backbone") else "trunk").parameters())
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        key = rate * (1 if parameter in backbone else head_factor), 0.0 if parameter in norms else weight_decay
+        factor = 1.0 if parameter in backbone else upsampler_factor if parameter in upsamplers else head_factor
+        key = rate * factor, 0.0 if parameter in norms else weight_decay
         groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
