@@ -820,3 +820,30 @@ def test_a_new_upsampler_says_what_it_must_define():
         Empty(8)(maps()[0])
     with pytest.raises(NotImplementedError, match=r"Empty must define macs\(height, width\)"):
         Empty(8).macs(7, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fade", {}),
+        ("fade,gate_bias=-2", {"gate_bias": -2}),
+        ("fade,init=small,kernel_size=3", {"init": "small", "kernel_size": 3}),
+        ("b3,conv_size=1", {"kernels": "naive", "fusion": "none", "conv_size": 1}),
+        ("nearest+gate,fusion=none", {"fusion": "none"}),
+    ],
+)
+def test_options_may_follow_a_name(name, options):
+    kind, given = resolve(name)
+    assert given == options
+    assert isinstance(build_upsampler(name, 8, 8), kind)
+
+
+@pytest.mark.parametrize(
+    "name", ["fade,kernel=3", "fade,gate_bias", "fade,", "carafe,gate_bias=1", "fade,decoder_channels=3"]
+)
+def test_unknown_option_in_a_name(name):
+    plain, _, option = name.partition(",")
+    with pytest.raises(
+        ValueError, match=rf"options of '{plain}' must be key=value with scale, .* got '{option.split('=')[0]}'"
+    ):
+        resolve(name)
