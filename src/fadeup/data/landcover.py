@@ -87,11 +87,7 @@ def landcover(
     """
     check_split(split, ("train", "test"))
     groups = dict(CLASSES if classes is None else classes)
-    numbers = [number for group in groups.values() for number in group]
-    if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(IGBP)):
-        raise ValueError(f"classes must be disjoint groups of 0 to {IGBP - 1}, got {groups}")
-    decode = dict.fromkeys((*range(IGBP), IGNORED), IGNORED)
-    decode |= {number: index for index, group in enumerate(groups.values()) for number in group}
+    decode = _decoding(groups)
     palette = PALETTE if classes is None else None
     if source == "full":
         return _Cut(split, groups, palette, decode, cache)
@@ -104,6 +100,14 @@ def landcover(
         raise ValueError(f"{folder / 'tiles.json'} must be a list of tiles, got {error}") from error
     pairs = [(folder / f"{tile.name}.jpg", folder / f"{tile.name}.png") for tile in tiles if tile.split == split]
     return LabelledImages("landcover", split, pairs, tuple(groups), palette, decode, cache=cache)
+
+
+def _decoding(groups: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
+    numbers = [number for group in groups.values() for number in group]
+    if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(IGBP)):
+        raise ValueError(f"classes must be disjoint groups of 0 to {IGBP - 1}, got {groups}")
+    decode = dict.fromkeys((*range(IGBP), IGNORED), IGNORED)
+    return decode | {number: index for index, group in enumerate(groups.values()) for number in group}
 
 
 def full_sources() -> tuple[np.ndarray, np.ndarray]:
