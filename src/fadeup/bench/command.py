@@ -16,9 +16,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fadeup.bench import tables, view
 from fadeup.bench.case import PEERS, Case, peers_of
+from fadeup.bench.networks import run_networks
 from fadeup.bench.run import Settings, Tell, require_quiet, thread_count
 from fadeup.bench.targets import QUICK, Plan, run_curves, run_plans, run_targets
 from fadeup.bench.timing import environment
+from fadeup.models.weights import needed
 from fadeup.report import save_figure
 
 REPEAT = 3
@@ -30,9 +32,10 @@ def bench(arguments: argparse.Namespace) -> int:
     """Measure and show, or turn a file into tables; 1 where a case was refused."""
     _check(arguments)
     if arguments.tables:
-        text = tables.markdown(tables.read(arguments.tables))
+        results = tables.read(arguments.tables)
+        text = tables.markdown(results)
         if arguments.into:
-            tables.insert(arguments.into, text)
+            tables.insert(arguments.into, text, tables.marks(results))
         else:
             print(text, end="")
         return 0
@@ -45,8 +48,9 @@ def bench(arguments: argparse.Namespace) -> int:
         _save(arguments.json, lambda path: path.write_text(text, encoding="utf-8"))
     if arguments.figure:
         _save(arguments.figure, lambda path: save_figure(view.figure_curves(results["curves"]), path))
-    curves = (results["curves"] or {}).values()
-    return int(any(result["refused"] for result in (*results["cases"], *itertools.chain(*curves))))
+    curves, networks = (results["curves"] or {}).values(), results["networks"]
+    measured = (*results["cases"], *itertools.chain(*curves), *([networks] if networks else []))
+    return int(any(result["refused"] for result in measured))
 
 
 def _measure(arguments: argparse.Namespace, plans: list[Plan]) -> dict[str, Any]:
@@ -62,12 +66,15 @@ def _measure(arguments: argparse.Namespace, plans: list[Plan]) -> dict[str, Any]
         "cases": [],
         "targets": None,
         "curves": None,
+        "networks": None,
     }
     with _progress() as tell:
         if arguments.targets:
             results["targets"], results["cases"] = run_targets(results["repeat"], settings, tell)
         if arguments.curves:
             results["curves"] = run_curves(settings, tell)
+        if arguments.networks:
+            results["networks"] = run_networks(settings, tell)
         results["cases"] += run_plans(plans, settings, tell)
     return results
 
@@ -76,7 +83,7 @@ def _plans(arguments: argparse.Namespace) -> list[Plan]:
     """The cases that were asked for: every combination, or the quick look where nothing was asked for."""
     given = {name: getattr(arguments, name) for name in CASE_OPTIONS if getattr(arguments, name) is not None}
     if not arguments.operators and not given:
-        quick = () if arguments.targets or arguments.curves else QUICK
+        quick = () if arguments.targets or arguments.curves or arguments.networks else QUICK
         return [(case, tuple(arguments.peers or peers)) for case, peers in quick]
     operators = list(dict.fromkeys(arguments.operators or ["fade"]))
     combinations = itertools.product(operators, *(dict.fromkeys(values) for values in given.values()))
@@ -91,7 +98,8 @@ def _plans(arguments: argparse.Namespace) -> list[Plan]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what does not go together, before minutes are spent."""
-    asked = [name for name in ("operators", "targets", "curves", "json", "figure") if getattr(arguments, name)]
+    measured = ("operators", "targets", "curves", "networks", "json", "figure")
+    asked = [name for name in measured if getattr(arguments, name)]
     if arguments.tables and asked:
         raise ValueError(f"--tables must be given alone or with --into, got {', '.join(asked)} too")
     if arguments.into and not arguments.tables:
@@ -106,6 +114,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--figure must be given with --curves, which it shows, got {arguments.figure} alone")
     if arguments.figure and arguments.figure.suffix not in (".png", ".svg"):
         raise ValueError(f"--figure must be a .png or .svg file, got {arguments.figure.name!r}")
+    if arguments.networks:
+        needed("transformers", "--networks")
     for name in ("json", "figure"):
         path: Path | None = getattr(arguments, name)
         if path and not path.parent.is_dir():

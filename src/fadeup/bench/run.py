@@ -99,7 +99,7 @@ def run_case(case: Case, peers: Sequence[str], settings: Settings, tell: Tell = 
         if settings.checked:
             tell("checking")
             result |= {"checked_side": checked_side(case), "checked": check(case, names)}
-        measured, busy = _timed_quietly(case, names, settings, tell)
+        measured, busy = timed_quietly(str(case), lambda: _timed(case, names, settings), settings, tell)
     except (DisagreementError, BusyError) as error:
         return result | {"refused": str(error)}
     result |= measured | {"busy": [str(one) for one in busy or ()]}
@@ -109,23 +109,23 @@ def run_case(case: Case, peers: Sequence[str], settings: Settings, tell: Tell = 
     return result
 
 
-def _timed_quietly(
-    case: Case, names: Sequence[str], settings: Settings, tell: Tell
+def timed_quietly(
+    name: str, measure: Callable[[], dict[str, Any]], settings: Settings, tell: Tell
 ) -> tuple[dict[str, Any], list[Busy] | None]:
-    """Times, and who was busy meanwhile; once more after a wait where somebody was.
+    """What `measure` gives, and who was busy meanwhile; once more after a wait where somebody was.
 
     Raises:
         BusyError: Somebody was busy, and that is not forced.
     """
     tell("timing")
     watch = Watch()
-    measured, busy = _timed(case, names, settings), watch.busy()
+    measured, busy = measure(), watch.busy()
     if busy and settings.wait and not settings.force:
         tell("waiting for other processes")
         require_quiet(settings)
-        return _timed_quietly(case, names, replace(settings, wait=0.0), tell)
+        return timed_quietly(name, measure, replace(settings, wait=0.0), tell)
     if busy and not settings.force:
-        raise BusyError(f"{case}: {_are_busy(busy)} meanwhile")
+        raise BusyError(f"{name}: {_are_busy(busy)} meanwhile")
     return measured, busy
 
 
@@ -139,12 +139,12 @@ def _timed(case: Case, names: Sequence[str], settings: Settings) -> dict[str, An
         compiled = _compile(calls)
         first, rounds = take_turns(calls, case.own, settings.seconds)
     own = rounds[case.own]
-    peers = {name: _spread(rounds[name]) | {"first_ms": first[name] * 1e3} for name in names}
+    peers = {name: spread(rounds[name]) | {"first_ms": first[name] * 1e3} for name in names}
     for name, seconds in compiled.items():
         peers[name]["compile_s"] = seconds
     return {
         "peers": peers,
-        "ratios": {name: _ratio(rounds[name], own) for name in names if name != case.own},
+        "ratios": {name: ratio(rounds[name], own) for name in names if name != case.own},
         "input_mib": works[case.own].held_bytes() / 2**20,
         "io_mib": moved_bytes(case, works[case.own]) / 2**20,
         "floor": _floor(case, works[case.own], own) if case.operator == "reassemble" else None,
@@ -205,13 +205,14 @@ def _quartiles(values: Sequence[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
-def _spread(rounds: Sequence[float | None]) -> dict[str, Any]:
+def spread(rounds: Sequence[float | None]) -> dict[str, Any]:
+    """Median and quartiles in milliseconds of a call's rounds, which are in seconds."""
     values = [value * 1e3 for value in rounds if value is not None]
     q1, median, q3 = _quartiles(values)
     return {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "rounds": len(values), "peak_mib": None, "kept_mib": None}
 
 
-def _ratio(peer: Sequence[float | None], own: Sequence[float | None]) -> dict[str, float]:
+def ratio(peer: Sequence[float | None], own: Sequence[float | None]) -> dict[str, float]:
     """How many times longer a peer takes, from the medians; the quartiles are those of the rounds' ratios."""
     pairs = [(a, b) for a, b in zip(peer, own, strict=True) if a is not None and b is not None]
     q1, _, q3 = _quartiles([a / b for a, b in pairs])

@@ -10,6 +10,7 @@ from typing import Any
 from fadeup.bench.targets import memory_ratio, per_pixel
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+NETWORKS_BEGIN, NETWORKS_END = "<!-- networks:begin -->", "<!-- networks:end -->"
 REASSEMBLERS = ("native", "unfold", "unfold-compiled", "eager", "plain")
 """The peers with the inputs and outputs of the operator itself, to which their memory is compared."""
 KEYS = {"environment", "seconds", "repeat", "forced", "busy", "cases", "targets", "curves"}
@@ -35,9 +36,9 @@ def read(path: Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{rule}: {error}") from error
-    if not isinstance(results, dict) or results.keys() < KEYS:
+    if not isinstance(results, dict) or not results.keys() >= KEYS:
         raise ValueError(f"{rule}, which is another")
-    return results
+    return {"networks": None} | results  # which older files do not have
 
 
 def size_text(case: dict[str, Any]) -> str:
@@ -89,7 +90,7 @@ def _best(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """All tables: targets, timings, curves; each only where it was measured."""
+    """All tables: targets, timings, curves, networks; each only where it was measured."""
     parts = [machine_text(results)]
     if results["targets"]:
         parts += [f"### What was promised\n\nBest of {results['repeat']} run(s).", _target_table(results["targets"])]
@@ -101,7 +102,10 @@ def markdown(results: dict[str, Any]) -> str:
     for name, title in (("pixels", "over sizes, C = 64"), ("channels", "over channels, 64² → 128²")):
         if results["curves"]:
             parts += [f"### FADE {title}", _curve_table(results["curves"][name], name)]
-    refused = [result["refused"] for result in results["cases"] if result["refused"]]
+    networks = results["networks"]
+    if networks:
+        parts += ["### Networks", *_network_parts(networks)]
+    refused = [r["refused"] for r in (*results["cases"], *([networks] if networks else [])) if r["refused"]]
     if refused:
         parts.append("Refused: " + "; ".join(refused) + ".")
     return "\n\n".join(parts) + "\n"
@@ -140,12 +144,10 @@ def _case_table(cases: Sequence[dict[str, Any]]) -> str:
 
 
 def _peer_cells(result: dict[str, Any], name: str, peer: dict[str, Any]) -> tuple[str, ...]:
-    ratio = result["ratios"].get(name)
-    spread = f"{number(ratio['ratio'])} [{number(ratio['q1'])}, {number(ratio['q3'])}]" if ratio else "1"
     times = number(peer["median_ms"]), number(peer["q3_ms"] - peer["q1_ms"])
     of_all = memory_ratio(result, name) if name in REASSEMBLERS else None
     label = f"{name} (compiled in {peer['compile_s']:.0f} s)" if "compile_s" in peer else name
-    return label, *times, spread, number(peer["peak_mib"]), number(of_all)
+    return label, *times, _spread(result["ratios"].get(name)), number(peer["peak_mib"]), number(of_all)
 
 
 def _floor_table(cases: Sequence[dict[str, Any]]) -> str:
@@ -164,11 +166,10 @@ def _floor_table(cases: Sequence[dict[str, Any]]) -> str:
     for result in cases:
         floor, case = result.get("floor"), result["case"]
         if floor:
-            spread = f"{number(floor['ratio'])} [{number(floor['q1'])}, {number(floor['q3'])}]"
             times = number(result["peers"]["native"]["median_ms"]), number(floor["ms"]), floor["bound"]
             machine = number(floor["copy_gb_s"]), number(floor["peak_gmac_s"])
             place = case["passes"], case["dtype"], f"{case['channels']} × {size_text(case)}"
-            rows.append((*place, *times, spread, *machine))
+            rows.append((*place, *times, _spread(floor), *machine))
     return _table(header, rows, 3)
 
 
@@ -186,15 +187,48 @@ def _curve_table(curve: Sequence[dict[str, Any]], kind: str) -> str:
     return _table((header, *(f"{name}, ns" for name in names), "memory ÷ in + out"), rows, 1)
 
 
-def insert(page: Path, text: str) -> None:
+def network_text(result: dict[str, Any]) -> str:
+    """What the networks have in common."""
+    network = result["network"]
+    name = f"SegFormer-{network['backbone'].removeprefix('mit_').upper()}"
+    size = f"{network['classes']} classes, {network['side']}², batch 1, float32"
+    return f"{name}, {size}; transformers {result['transformers']}"
+
+
+def _network_parts(result: dict[str, Any]) -> list[str]:
+    text = f"{network_text(result)}."
+    if result["refused"]:
+        return [text]
+    rows = []
+    for name, peer in result["peers"].items():
+        label = name if name not in result["ratios"] else f"fadeup, {name}"
+        times = number(peer["median_ms"]), number(peer["q3_ms"] - peer["q1_ms"])
+        rows.append((label, f"{peer['parameters']:,}", *times, _spread(result["ratios"].get(name))))
+    header = ("network", "parameters", "ms", "IQR", "÷ transformers [quartiles]")
+    return [text, _table(header, rows, 1), _target_table(result["targets"])]
+
+
+def _spread(ratio: dict[str, float] | None) -> str:
+    """A ratio and its quartiles; 1 for that of a thing to itself."""
+    return f"{number(ratio['ratio'])} [{number(ratio['q1'])}, {number(ratio['q3'])}]" if ratio else "1"
+
+
+def marks(results: dict[str, Any]) -> tuple[str, str]:
+    """Between what the tables go in a page; networks that were measured alone have a place of their own."""
+    alone = results["networks"] and not (results["cases"] or results["targets"] or results["curves"])
+    return (NETWORKS_BEGIN, NETWORKS_END) if alone else (BEGIN, END)
+
+
+def insert(page: Path, text: str, places: tuple[str, str]) -> None:
     """Put Markdown between the marks of a page, in place of what is there.
 
     Raises:
         ValueError: The page does not have the two marks, once each and in order.
     """
+    first, last = places
     old = page.read_text(encoding="utf-8")
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"--into must be a page with {BEGIN} and {END}, once each, got {page}")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    before, begin, rest = old.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end or first in rest or last in after:
+        raise ValueError(f"--into must be a page with {first} and {last}, once each, got {page}")
+    page.write_text(f"{before}{first}\n\n{text}\n{last}{after}", encoding="utf-8")

@@ -185,7 +185,7 @@ def run_targets(repeat: int, settings: Settings, tell: Tell) -> tuple[list[dict[
         times = {"import": {"ms": import_ms()}, "build": {"seconds": build_seconds()}}
         runs.append(kept | dict(zip(names, found, strict=True)) | times)
     steady_floors([result for results in runs for result in results.values()])
-    rows = [_row(target, [_value(target, results) for results in runs]) for target in TARGETS]
+    rows = [target_row(target, runs) for target in TARGETS]
     cases = [results[name] | {"run": run} for run, results in enumerate(runs, start=1) for name in plans]
     return rows, cases
 
@@ -206,18 +206,19 @@ def steady_floors(results: Sequence[dict[str, Any]]) -> None:
         floor |= {"peak_gmac_s": peak, "copy_gb_s": copy}
 
 
+def target_row(target: Target, runs: Sequence[Results]) -> dict[str, Any]:
+    """The target, its value in each run, and the best of them."""
+    values = [_value(target, results) for results in runs]
+    known = [value for value in values if value is not None]
+    best = (max if target.at_least else min)(known) if known else None
+    return {
+        **{"name": target.name, "bound": target.bound, "at_least": target.at_least, "unit": target.unit},
+        **{"values": values, "best": best, "met": best is not None and target.met(best)},
+    }
+
+
 def _value(target: Target, results: Results) -> float | None:
     try:
         return target.value(results)
     except KeyError:  # a case that was refused has no numbers
         return None
-
-
-def _row(target: Target, values: Sequence[float | None]) -> dict[str, Any]:
-    """The target and the best of its values."""
-    known = [value for value in values if value is not None]
-    best = (max if target.at_least else min)(known) if known else None
-    return {
-        **{"name": target.name, "bound": target.bound, "at_least": target.at_least, "unit": target.unit},
-        **{"values": list(values), "best": best, "met": best is not None and target.met(best)},
-    }

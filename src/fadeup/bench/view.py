@@ -10,7 +10,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fadeup.bench.tables import REASSEMBLERS, best_cases, machine_text, memory_ratio, number, size_text, target_values
+from fadeup.bench.tables import (
+    REASSEMBLERS,
+    best_cases,
+    machine_text,
+    memory_ratio,
+    network_text,
+    number,
+    size_text,
+    target_values,
+)
 from fadeup.bench.targets import per_pixel
 from fadeup.report import draw_lines
 
@@ -19,7 +28,7 @@ NAMES = {"native": "fadeup", "unfold": "unfold", "eager": "eager", "bilinear": "
 
 def show(results: dict[str, Any], console: Console) -> None:
     """Print the tables of what was measured."""
-    cases = best_cases(results)
+    cases, networks = best_cases(results), results["networks"]
     console.print(machine_text(results).replace("**", ""), highlight=False)
     for busy in results["busy"] or ():
         console.print(f"[yellow]forced:[/] {busy}", highlight=False)
@@ -28,14 +37,18 @@ def show(results: dict[str, Any], console: Console) -> None:
     done = [result for result in cases if not result["refused"]]
     if done and not results["targets"]:
         console.print(case_view(done))
-    for result in cases:
+    for result in (*cases, *([networks] if networks else [])):
         if result["refused"]:
             console.print(f"[red]refused:[/] {result['refused']}", highlight=False)
     for name, title in (("pixels", "C = 64"), ("channels", "64² → 128²")):
         if results["curves"]:
             console.print(curve_view(results["curves"][name], name, title))
+    if networks and not networks["refused"]:
+        console.print(network_view(networks))
     if results["targets"]:
         console.print(target_view(results["targets"], results["repeat"]))
+    if networks:
+        console.print(target_view(networks["targets"], 1))
 
 
 def case_view(cases: Sequence[dict[str, Any]]) -> Table:
@@ -84,6 +97,20 @@ def curve_view(curve: Sequence[dict[str, Any]], kind: str, title: str) -> Table:
         place = size_text(result["case"]) if kind == "pixels" else str(result["case"]["channels"])
         costs = [number(per_pixel(result, name)) if name in result["peers"] else "–" for name in names]
         view.add_row(place, *costs, number(memory_ratio(result)))
+    return view
+
+
+def network_view(result: dict[str, Any]) -> Table:
+    """Times of whole networks."""
+    view = Table(title=network_text(result), box=box.SIMPLE_HEAD)
+    view.add_column("network", no_wrap=True)
+    for name in ("parameters", "ms", "± IQR", "÷ transformers", "quartiles"):
+        view.add_column(name, justify="right", no_wrap=True)
+    for name, peer in result["peers"].items():
+        ratio = result["ratios"].get(name)
+        comparison = (number(ratio["ratio"]), f"{number(ratio['q1'])}–{number(ratio['q3'])}") if ratio else ("1", "")
+        times = number(peer["median_ms"]), number(peer["q3_ms"] - peer["q1_ms"])
+        view.add_row(f"fadeup, {name}" if ratio else name, f"{peer['parameters']:,}", *times, *comparison)
     return view
 
 
