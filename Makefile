@@ -19,10 +19,12 @@ demo: setup
 # On a quiet machine, about ten minutes on two cores: measures everything of docs/benchmarks.md and writes it there.
 bench: setup
 	$(BIN)/fadeup bench --targets --curves --json benchmarks/results/bench.json --figure docs/images/benchmarks.png
-	$(BIN)/fadeup bench --tables benchmarks/results/bench.json --into docs/benchmarks.md
+	$(BIN)/fadeup bench --networks --seconds 15 --json benchmarks/results/networks.json
+	$(MAKE) bench-tables
 
 bench-tables: setup
 	$(BIN)/fadeup bench --tables benchmarks/results/bench.json --into docs/benchmarks.md
+	$(BIN)/fadeup bench --tables benchmarks/results/networks.json --into docs/benchmarks.md
 
 test: lint types unit docs
 

@@ -6,9 +6,12 @@ Photos stream one by one. What is finished is whole on the disk, and a photo tha
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +19,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from fadeup.checkpoint import write
-from fadeup.data.labelled import SUFFIXES, read_photo
+from fadeup.checkpoint import load_weights, read_about, write
+from fadeup.data.labelled import SUFFIXES, distinct_colours, read_photo
+from fadeup.data.transforms import TestTransform
+from fadeup.models import SegFormer
+from fadeup.models.weights import IMAGENET
+from fadeup.recipes import RECIPES, Recipe, Segmentation
 
 RESULTS = (".label.png", ".overlay.png")
-STRIP = 2**22
-"""Logits held at once in the photo's size."""
+STRIP = 2**22  # logits held at once in the photo's size
+HUGGING_FACE_SIDE = 512  # the short side that most of its SegFormers were trained on
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,101 @@ class PhotoResult:
     """Part of the photo that each class found in it covers, the largest first; empty where it was not predicted."""
     error: str = ""
     """Why there are no results; empty where there are."""
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A trained segmentation network, and what turns photographs into its input and its output into pictures."""
+
+    network: nn.Module
+    transform: Callable[[Tensor], Tensor]
+    classes: tuple[str, ...]
+    palette: np.ndarray
+    recipe: Segmentation | None  # None for a SegFormer of Hugging Face
+
+
+def load_segmenter(model: str | Path, device: str | torch.device = "cpu", *, resize: int = 0) -> Segmenter:
+    """A network that `fadeup train` has trained, or a SegFormer of Hugging Face, in evaluation mode.
+
+    Args:
+        model: Run folder, its `model.safetensors`, or a SegFormer's folder or name on the Hugging Face hub, which is
+            taken with ImageNet's normalisation.
+        device: Where the network is put.
+        resize: Short side to which photos are resized; 0 for that of the test pictures in the recipe, or for 512 with
+            a SegFormer of Hugging Face.
+
+    Raises:
+        FileNotFoundError: There is no such model, or its training is not finished.
+        ValueError: The file is of another kind, of another task, or does not fit this version's recipes.
+    """
+    path = weights_file(model)
+    if path is None:
+        network = SegFormer.from_pretrained(str(model), "bilinear")
+        classes, palette = tuple(network.classes or ()), distinct_colours(len(network.classes or ()))
+        recipe, (mean, std), size = None, IMAGENET, resize or HUGGING_FACE_SIDE
+    else:
+        network, recipe, about = load_trained(path)
+        if not isinstance(recipe, Segmentation):
+            raise ValueError(f"{model} must be a segmentation network, got one of {recipe.task}")
+        classes, palette = tuple(about["classes"]), np.array(about["palette"], np.uint8)
+        mean, std = about["mean"], about["std"]
+        size = resize or ((recipe.size, recipe.size) if recipe.size else recipe.resize or None)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Segmenter(network, TestTransform(size, mean=mean, std=std).prepare, classes, palette, recipe)
+
+
+def load_trained(path: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
+    """The network of a `model.safetensors`, its recipe, and what the file says of them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: `fadeup train` did not write it, or a version whose recipes were others.
+    """
+    about = read_about(path)
+    try:
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["recipe"].items()}
+        recipe = RECIPES[about["task"]](**fields)
+    except (KeyError, TypeError) as error:
+        version = about.get("fadeup", "unknown")
+        raise ValueError(f"{path} must be of a recipe of this version, got one of fadeup {version}: {error}") from error
+    if isinstance(recipe, Segmentation):
+        network = recipe.build(about["upsampler"], len(about["classes"]), None)
+    else:
+        network = recipe.model(about["upsampler"])
+    load_weights(path, network)
+    return network.eval(), recipe, about
+
+
+def weights_file(model: str | Path) -> Path | None:
+    """The file of a trained network's weights, for its run folder or itself; None for what Hugging Face may know.
+
+    Raises:
+        FileNotFoundError: There is no such model, or its training is not finished.
+        ValueError: It is a file of another kind.
+    """
+    path = Path(model)
+    rule = f"model must be a run folder, a .safetensors file or a SegFormer of Hugging Face, got {str(model)!r}"
+    if path.is_dir() and _is_hugging_face(path):
+        return None
+    if path.is_dir():
+        file = path / "model.safetensors"
+        if not file.is_file():
+            raise FileNotFoundError(f"{rule}, without model.safetensors; fadeup train writes it when it has finished")
+        return file
+    if path.suffix == ".safetensors":
+        return path
+    if path.exists():
+        raise ValueError(f"{rule}, another kind of file")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) or path.parent.is_dir():
+        raise FileNotFoundError(f"{rule}, which does not exist")
+    return None
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def find_photos(paths: Sequence[str | Path]) -> list[Path]:

@@ -1,0 +1,177 @@
+"""`fadeup eval`, and the scores that `fadeup train` ends with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fadeup.cli import processes
+from fadeup.cli.options import add_machine_options, check_device, positive, save
+
+PREPARATION = ("network", "backbone", "weights", "channels", "size", "resize")
+"""Fields by which a recipe prepares pictures as a network expects them, and describes it."""
+
+
+def add(commands: Any) -> None:
+    """The command."""
+    parser = commands.add_parser(
+        "eval",
+        help="score a trained network over a data set",
+        description="Scores a network over the test pictures of a data set: mIoU and boundary IoU with a line for each "
+        "class, or the metrics of its task. Under torchrun the processes share the pictures.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="run folder, model.safetensors, or a SegFormer of Hugging Face")
+    parser.add_argument("--data", metavar="TASK", help="data set to score on (default: the one it was trained on)")
+    parser.add_argument("--source", help="folder with the data set (default: as in training)")
+    parser.add_argument("--test-images", type=positive, metavar="N", help="the first so many")
+    add_machine_options(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    parser.set_defaults(run=evaluate)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Load, score, print."""
+    from rich.console import Console
+
+    from fadeup.bench import environment
+
+    check_device(arguments.device)
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise ValueError(f"--json must be in a folder that exists, got {arguments.json}")
+    device = processes.join(arguments.device)
+    recipe, network = _load(arguments, device)
+    data = recipe.data()
+    console = Console(quiet=not processes.is_main())
+    scores, classes = score(recipe, network, data.test, device, arguments.workers, console)
+    count = len(data.test)
+    told = f"{arguments.model} on {count} test picture(s) of {recipe.task}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    show(recipe, scores, classes, console)
+    if arguments.json and processes.is_main():
+        result = {"model": arguments.model, "data": recipe.task, "config": asdict(recipe), "images": count}
+        result |= {"scores": scores, "classes": classes, "environment": environment()}
+        save(arguments.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    processes.leave()
+
+
+def _load(arguments: argparse.Namespace, device: Any) -> tuple[Any, Any]:
+    """The recipe whose test data is scored, and the network."""
+    from fadeup.checkpoint import read_about
+    from fadeup.predict import load_segmenter, load_trained, weights_file
+    from fadeup.recipes import RECIPES, Segmentation
+
+    model, task, path = arguments.model, arguments.data, weights_file(arguments.model)
+    if task is not None and task not in RECIPES:
+        raise ValueError(f"--data must be one of {', '.join(RECIPES)}, got {task!r}")
+    if path is None and task is None:
+        raise ValueError(f"--data must be given with a network of Hugging Face, got none for {model}")
+    given = {"source": arguments.source, "test_images": arguments.test_images}
+    given = {name: value for name, value in given.items() if value is not None}
+    kind = RECIPES.get(read_about(path).get("task", "")) if path is not None else None
+    if path is not None and kind is not None and not issubclass(kind, Segmentation):
+        if task not in (None, kind.task):
+            raise ValueError(f"--data must be {kind.task!r} for {model}, got {task!r}")
+        network, recipe, _ = load_trained(path)
+        return replace(recipe, **given), network.to(device)
+    segmenter = load_segmenter(model, device)
+    recipe = _on_data(segmenter.recipe, task, model, given)
+    wanted, got = len(recipe.about[0]), len(segmenter.classes)
+    if wanted != got:
+        raise ValueError(
+            f"{model} must have {wanted} classes as {recipe.task} has, got {got}; train one on it, or choose with "
+            "--data and --source the data that it was trained on"
+        )
+    return recipe, segmenter.network
+
+
+def _on_data(held: Any, task: str | None, model: str, given: dict[str, Any]) -> Any:
+    """The recipe of that data set, preparing pictures as the network's own does."""
+    from fadeup.recipes import RECIPES, Segmentation
+
+    if held is not None and task in (None, held.task):
+        return replace(held, **given)
+    assert task is not None
+    kind = RECIPES[task]
+    if not issubclass(kind, Segmentation):
+        raise ValueError(f"--data must be a segmentation data set for {model}, got {task!r}")
+    own = {"backbone": "mit_b1"} if held is None else {name: getattr(held, name) for name in PREPARATION}
+    return replace(kind(), **own | given)
+
+
+def score(
+    recipe: Any, network: Any, samples: Any, device: Any, workers: int, console: Any
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The score of each metric, and of each class where there are classes; a progress bar meanwhile."""
+    from rich.progress import MofNCompleteColumn, Progress
+
+    from fadeup.engine import evaluate
+    from fadeup.recipes import Segmentation
+
+    mine = -(-len(samples) // processes.count())
+    with Progress(
+        *Progress.get_default_columns(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        bar = progress.add_task("scoring", total=mine)
+        statistics = evaluate(
+            recipe, network, samples, device=device, workers=workers, on_samples=lambda n: progress.advance(bar, n)
+        )
+    scores = {metric.name: metric.score(statistics[metric.name]) for metric in recipe.metrics}
+    if not isinstance(recipe, Segmentation) or not processes.is_main():
+        return scores, []
+    return scores, class_scores(recipe.about[0], statistics, _shares(samples))
+
+
+def class_scores(names: Sequence[str], statistics: dict[str, Any], shares: Sequence[float]) -> list[dict[str, Any]]:
+    """Each class's IoU and boundary IoU in %, None where it is absent, and its share of the labelled pixels in %."""
+    rows: list[dict[str, Any]] = [{"name": name} for name in names]
+    for metric in ("miou", "biou"):
+        intersections, unions = statistics[metric].sum(axis=0).reshape(2, -1)
+        for row, intersection, union in zip(rows, intersections, unions, strict=True):
+            row[metric] = float(100 * intersection / union) if union else None
+    return [row | {"share": 100 * share} for row, share in zip(rows, shares, strict=True)]
+
+
+def _shares(samples: Any) -> list[float]:
+    """Each class's part of the labelled pixels; reads the labels alone, which is quick beside the predictions."""
+    import torch
+    from torch.utils.data import Subset
+
+    labelled: Any = samples.dataset if isinstance(samples, Subset) else samples
+    indices = samples.indices if isinstance(samples, Subset) else range(len(samples))
+    total = torch.zeros(256, dtype=torch.int64)
+    for index in indices:
+        total += torch.bincount(labelled.label(index).flatten(), minlength=256)
+    total = total[: len(labelled.classes)]
+    return (total / total.sum().clamp(min=1)).tolist()
+
+
+def show(recipe: Any, scores: dict[str, float], classes: list[dict[str, Any]], console: Any) -> None:
+    """Print the scores, and a table of the classes."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    console.print(line(recipe, scores), highlight=False, soft_wrap=True)
+    if not classes:
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("class")
+    for title in ("IoU %", "boundary IoU %", "pixels %"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in classes:
+        values = ("–" if row[name] is None else f"{row[name]:.2f}" for name in ("miou", "biou", "share"))
+        table.add_row(escape(row["name"]), *values)
+    console.print(table)
+
+
+def line(recipe: Any, scores: dict[str, float]) -> str:
+    """The scores in a line."""
+    return ", ".join(f"{metric.label} {scores[metric.name]:.{metric.digits}f}" for metric in recipe.metrics)
