@@ -4,11 +4,12 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from fadeup.engine import evaluate, train
 from fadeup.metrics import BoundaryIoU, MeanIoU
-from fadeup.recipes import ADE20K, RECIPES, CamVid, LandCover, Segmentation, Weizmann
+from fadeup.recipes import ADE20K, RECIPES, CamVid, Folder, LandCover, Segmentation, Weizmann
 from fadeup.recipes.segmentation import nearest, parameter_groups
 
 TINY = replace(LandCover(), weights=None, channels=8, crop=32, iterations=2, train_images=3, test_images=2)
@@ -68,6 +69,18 @@ def test_augmentation_differs_by_epoch_and_preparation_keeps_the_label(data):
     image, label = TINY.prepare(data.test[0])
     assert image.shape == (3, 256, 256)
     assert torch.equal(label, data.test[0][1].long())
+
+
+def test_test_pictures_are_had_without_training_pictures(tmp_path):
+    for kind, array in (("images", np.zeros((9, 8, 3), np.uint8)), ("labels", np.ones((9, 8), np.uint8))):
+        (tmp_path / kind / "val").mkdir(parents=True)
+        Image.fromarray(array).save(tmp_path / kind / "val" / "one.png")
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    recipe = Folder(source=str(tmp_path))
+    assert len(recipe.test()) == 1
+    assert recipe.about[0] == ("sky", "road")
+    with pytest.raises(FileNotFoundError, match=r"images/train must be a folder"):
+        recipe.data()
 
 
 def test_size_resizes_picture_and_label():

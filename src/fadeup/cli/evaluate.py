@@ -44,10 +44,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--json must be in a folder that exists, got {arguments.json}")
     device = processes.join(arguments.device)
     recipe, network = _load(arguments, device)
-    data = recipe.data()
+    samples = recipe.test()
     console = Console(quiet=not processes.is_main())
-    scores, classes = score(recipe, network, data.test, device, arguments.workers, console)
-    count = len(data.test)
+    scores, classes = score(recipe, network, samples, device, arguments.workers, console)
+    count = len(samples)
     told = f"{arguments.model} on {count} test picture(s) of {recipe.task}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)
     show(recipe, scores, classes, console)

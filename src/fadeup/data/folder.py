@@ -50,7 +50,8 @@ def folder(
     """
     check_split(split, SPLITS)
     path = find_root(root, "", ("images", "labels"), OBTAIN)
-    pairs = {name: _pairs(path, name, seed) for name in SPLITS if name == split or classes is None}
+    named = classes is not None or (path / "classes.txt").is_file()
+    pairs = {name: _pairs(path, name, seed) for name in SPLITS if name == split or not named}
     names = _names(path, pairs) if classes is None else tuple(classes)
     return LabelledImages(path.resolve().name, split, pairs[split], names, cache=cache)
 

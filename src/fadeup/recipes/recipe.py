@@ -101,6 +101,10 @@ class Recipe:
         """Load the data."""
         raise NotImplementedError
 
+    def test(self) -> Dataset[Sample]:
+        """Load the test data alone, where that can be done."""
+        return self.data().test
+
     def steps(self, data: Split) -> int:
         """Steps of the whole training; a last batch that is not full counts."""
         return self.epochs * math.ceil(len(data.train) / self.batch_size)  # type: ignore[arg-type]

@@ -132,8 +132,11 @@ class Segmentation(Recipe):
 
     def data(self) -> Split:
         """Training and test pictures with their labels, uint8."""
-        train, test = (self.labelled(split) for split in self.splits)
-        return Split(first(train, self.train_images), first(test, self.test_images))
+        return Split(first(self.labelled(self.splits[0]), self.train_images), self.test())
+
+    def test(self) -> Dataset[Sample]:
+        """Test pictures with their labels; the training pictures need not be there."""
+        return first(self.labelled(self.splits[1]), self.test_images)
 
     def steps(self, data: Split) -> int:
         """`iterations`, or the epochs' steps."""
@@ -142,7 +145,7 @@ class Segmentation(Recipe):
     @cached_property
     def about(self) -> tuple[tuple[str, ...], np.ndarray]:
         """Names and colours of the classes."""
-        labelled = self.labelled(self.splits[0])
+        labelled = self.labelled(self.splits[1])
         return labelled.classes, labelled.palette
 
     @cached_property
