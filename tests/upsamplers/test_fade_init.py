@@ -12,18 +12,30 @@ def maps():
 
 
 @pytest.mark.parametrize("name", ["fade", "fade_lite"])
-def test_defaults_are_the_authors(name):
-    torch.manual_seed(0)
-    plain = build_upsampler(name, 16)
-    torch.manual_seed(0)
-    named = build_upsampler(name, 16, gate_bias=0.0, init="xavier")
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), named.parameters(), strict=True))
-    assert plain.fusion.gate.bias.item() == 0
-    weight = plain.kernels.content_encoder.weight
+def test_authors_start_is_one_argument_away(name):
+    module = build_upsampler(name, 16, init="xavier")
+    assert module.fusion.gate.bias.item() == 0
+    weight = module.kernels.content_encoder.weight
     fan_in = weight[0].numel()
     fan_out = weight.shape[0] * weight[0, 0].numel()
     bound = math.sqrt(6 / (fan_in + fan_out))
     assert 0.9 * bound < weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize("name", ["fade", "fade_lite", "b6"])
+def test_default_starts_near_the_mean_with_a_gate_of_an_eighth(name):
+    torch.manual_seed(0)
+    plain = build_upsampler(name, 16)
+    torch.manual_seed(0)
+    named = build_upsampler(name, 16, gate_bias=-2, init="small")
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), named.parameters(), strict=True))
+    assert torch.sigmoid(plain.fusion.gate.bias).item() == pytest.approx(0.119, abs=1e-3)
+    assert build_upsampler(name, 16, gate_bias=0).fusion.gate.bias.item() == 0
+
+
+def test_gates_of_other_upsamplers_start_half_open():
+    assert build_upsampler("nearest+gate", 16, 16).fusion.gate.bias.item() == 0
+    assert build_upsampler("b5", 16).fusion.gate is None
 
 
 @pytest.mark.parametrize("name", ["fade", "fade_lite"])
@@ -59,7 +71,7 @@ def test_centred_counts_the_bias_as_the_high_to_low_form_does_and_a_single_tap_i
 
 
 def test_bad_values():
-    with pytest.raises(ValueError, match="init must be one of 'xavier', 'small', 'centred', got 'zero'"):
+    with pytest.raises(ValueError, match="init must be one of 'small', 'centred', 'xavier', got 'zero'"):
         build_upsampler("fade", 16, init="zero")
     with pytest.raises(ValueError, match="gate_bias must be a finite number, got nan"):
         build_upsampler("fade", 16, gate_bias=float("nan"))

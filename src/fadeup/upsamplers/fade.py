@@ -6,7 +6,6 @@ FADE-Lite: the journal version, IJCV 2024.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +25,7 @@ from fadeup.functional import (
     semi_shift_conv,
 )
 from fadeup.kernels.op import match_format
-from fadeup.upsamplers.initialise import INITS, small_, xavier_
+from fadeup.upsamplers.initialise import GATE_BIAS, INITS, gate_bias_, small_, xavier_
 from fadeup.upsamplers.upsampler import Upsampler
 
 FUSIONS = ("gate", "skip", "none")
@@ -149,19 +148,15 @@ class Fusion(nn.Module):
     `gate_bias` is where the bias of the gate's convolution starts.
     """
 
-    def __init__(self, mode: str, decoder_channels: int, encoder_channels: int, gate_bias: float = 0.0):
+    def __init__(self, mode: str, decoder_channels: int, encoder_channels: int, gate_bias: float | None = None):
         super().__init__()
         self.mode, self.decoder_channels = check_choice("fusion", mode, FUSIONS), decoder_channels
         self.gate = nn.Conv2d(decoder_channels, 1, 1) if mode == "gate" else None
         project = mode != "none" and encoder_channels != decoder_channels
         self.project = nn.Conv2d(encoder_channels, decoder_channels, 1) if project else None
         xavier_(self)
-        if isinstance(gate_bias, bool) or not isinstance(gate_bias, int | float) or not math.isfinite(gate_bias):
-            raise ValueError(f"gate_bias must be a finite number, got {gate_bias!r}")
-        if self.gate is not None and self.gate.bias is not None:
-            nn.init.constant_(self.gate.bias, gate_bias)
-        elif gate_bias:
-            raise ValueError(f"gate_bias must be 0 for fusion={mode!r}, which has no gate, got {gate_bias!r}")
+        if gate_bias is not None:
+            gate_bias_(self.gate, gate_bias, mode)
 
     def forward(
         self, decoder: Tensor, encoder: Tensor | None, logits: Tensor, coarse_logits: Tensor | None, impl: str
@@ -210,9 +205,10 @@ class FADE(Upsampler):
         fusion: `"gate"`, `"skip"` (adds the encoder, B5) or `"none"` (B4).
         form: `"low_to_high"` or `"high_to_low"`, equal in value; the second needs whole ratios.
         depthwise: Make the shared convolution depthwise; `compressed_channels` must then be K*K.
-        gate_bias: Where the gate's bias starts: at -4 only 2 % of the encoder get through, at 0 half (the authors').
-        init: `"xavier"`, the authors'; `"small"`, kernels start near the mean of the window, as in CARAFE; or
-            `"centred"`, the same with half of the weight on the centre tap, near nearest neighbour.
+        init: How kernels start: `"small"`, near the mean of the window, as in CARAFE; `"centred"`, the same with half
+            of the weight on the centre tap; or `"xavier"`, the authors' start, which learns more slowly (lab log).
+        gate_bias: Where the gate's bias starts: at 0 half of the encoder gets through, at -2 an eighth, at -4 2 %.
+            None is 0 with `"xavier"`, as the authors have it, else -2.
         impl: Implementation of `reassemble`.
 
     Source: Lu et al., ECCV 2022, equations 1 to 4, Figures 3 and 5.
@@ -233,8 +229,8 @@ class FADE(Upsampler):
         fusion: str = "gate",
         form: str = "low_to_high",
         depthwise: bool = False,
-        gate_bias: float = 0.0,
-        init: str = "xavier",
+        init: str = "small",
+        gate_bias: float | None = None,
         impl: str = "auto",
     ):
         super().__init__(decoder_channels, encoder_channels, scale=scale)
@@ -259,9 +255,10 @@ class FADE(Upsampler):
                 conv_size=conv_size,
                 groups=groups,
             )
-        self.fusion = Fusion(fusion, decoder_channels, self.encoder_channels, gate_bias)
         if check_choice("init", init, INITS) != "xavier":
+            gate_bias = GATE_BIAS if gate_bias is None and fusion == "gate" else gate_bias
             small_(self.kernels.content_encoder, centred=init == "centred", counted=1 + (kernels == "semi_shift"))
+        self.fusion = Fusion(fusion, decoder_channels, self.encoder_channels, gate_bias)
 
     def forward(self, decoder: Tensor, encoder: Tensor | None = None, *, fine_logits: Tensor | None = None) -> Tensor:
         """Upsample `decoder` to the size of `encoder`; `fine_logits` are what `share_guide` gave for this upsampler."""
@@ -297,7 +294,7 @@ class FADELite(FADE):
         encoder_channels: Channels of the high-resolution map.
         kernel_size: K, odd.
         conv_size: Window of the depthwise convolution, odd.
-        scale, kernels, fusion, form, gate_bias, init, impl: As in FADE.
+        scale, kernels, fusion, form, init, gate_bias, impl: As in FADE.
 
     Source: Lu et al., IJCV 2024.
     """
@@ -313,8 +310,8 @@ class FADELite(FADE):
         kernels: str = "semi_shift",
         fusion: str = "gate",
         form: str = "low_to_high",
-        gate_bias: float = 0.0,
-        init: str = "xavier",
+        init: str = "small",
+        gate_bias: float | None = None,
         impl: str = "auto",
     ):
         super().__init__(
@@ -328,8 +325,8 @@ class FADELite(FADE):
             fusion=fusion,
             form=form,
             depthwise=True,
-            gate_bias=gate_bias,
             init=init,
+            gate_bias=gate_bias,
             impl=impl,
         )
 
