@@ -188,7 +188,7 @@ def figure_pictures(recipe: Recipe, data: Split, rows: Sequence[TrainedRow], ind
     axes = figure.subplots(3, len(panels))
     shades = None
     for column, (name, picture, error) in zip(axes.T, panels, strict=True):
-        column[0].set_title(name, fontsize=10, y=1.1)
+        column[0].set_title(name.replace(",", "\n"), fontsize=10 if "," not in name else 7, y=1.1)
         note = recipe.notes.get(name, "")
         column[0].text(0.5, 1.03, note, transform=column[0].transAxes, ha="center", va="bottom", fontsize=7)
         for axis, view in zip(column, (picture, picture[crop]), strict=False):

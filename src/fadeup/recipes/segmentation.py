@@ -161,14 +161,15 @@ class Segmentation(Recipe):
             mean=mean,
             std=std,
         )
-        return train, TestTransform(resize, mean=mean, std=std)
+        # A size that is asked for is kept: 128 after training at 112 cost SegNet 9 points of mIoU on Weizmann Horse.
+        return train, TestTransform(resize, divisor=1 if self.size else 32, mean=mean, std=std)
 
     def augment(self, sample: Sample) -> Sample:
         """Resized, cropped, flipped, its colours disturbed."""
         return self._transforms[0](*sample)
 
     def prepare(self, sample: Sample) -> Sample:
-        """Resized to a multiple of 32; the label too where `size` is set."""
+        """Resized to a multiple of 32, or with its label to `size`."""
         image, label = self._transforms[1](*sample)
         return image, nearest(label, (self.size, self.size)) if self.size else label
 
