@@ -271,7 +271,7 @@ def test_memory_format_in_is_memory_format_out(name, out_size):
     last = [x.to(memory_format=torch.channels_last) for x in (decoder, encoder)]
     module = module.to(memory_format=torch.channels_last)
     assert module(*last).is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(module(*last), out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module(*last), out, rtol=1e-4, atol=5e-5)  # logits reach 20, and round at 2e-5
 
 
 @pytest.mark.parametrize("out_size", [(14, 18), (13, 17)], ids=str)
