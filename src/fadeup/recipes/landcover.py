@@ -22,6 +22,10 @@ class LandCover(Segmentation):
     """
 
     task: ClassVar[str] = "landcover"
+    remark: ClassVar[str] = (
+        "A short schedule favours what has nothing to learn. With 200 steps FADE is ahead of bilinear in boundary IoU "
+        "and behind in mIoU, neither beyond doubt (lab log)."
+    )
     load: ClassVar[Callable[..., LabelledImages]] = staticmethod(landcover)
     splits: ClassVar[tuple[str, str]] = ("train", "test")
 
@@ -30,9 +34,9 @@ class LandCover(Segmentation):
     scale: tuple[float, float] = (0.75, 1.5)
     learning_rate: float = 3e-4
     batch_size: int = 8
-    iterations: int = 200
+    iterations: int = 80
 
     @classmethod
     def from_paper(cls) -> Self:
-        """All tiles, ten times the steps."""
+        """The tiles cut from their sources, 2,000 steps."""
         return cls(source="full", iterations=2000)
