@@ -330,9 +330,9 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
             )
         return torch.from_numpy(decoded.astype(np.uint8))
 
-    def counts(self) -> Tensor:
-        """Pixels of each class, int64 `(len(classes),)`; reads every label."""
+    def counts(self, indices: Iterable[int] | None = None) -> Tensor:
+        """Pixels of each class, int64 `(len(classes),)`; reads the labels of `indices`, by default every one."""
         total = torch.zeros(256, dtype=torch.int64)
-        for index in range(len(self)):
+        for index in range(len(self)) if indices is None else indices:
             total += torch.bincount(self.label(index).flatten(), minlength=256)
         return total[: len(self.classes)]

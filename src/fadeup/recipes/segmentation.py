@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from fadeup.data.labelled import LabelledImages
+from fadeup.data.labelled import IGNORED, LabelledImages
 from fadeup.data.loading import Sample
 from fadeup.data.transforms import TestTransform, TrainTransform, nearest_indices
 from fadeup.metrics.segmentation import boundary_statistics, iou_statistics, mean_iou
@@ -29,7 +29,6 @@ from fadeup.models.weights import normalisation
 from fadeup.recipes.recipe import Metric, Recipe, Split
 from fadeup.upsamplers import Upsampler
 
-IGNORED = 255
 WEIGHTS = {None: "from scratch", "imagenet": "ImageNet weights", "hed": "weights of an edge detector (HED, BSDS500)"}
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
