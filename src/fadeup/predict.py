@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fadeup.checkpoint import load_weights, read_about, write
 from fadeup.data.labelled import SUFFIXES, distinct_colours, read_photo
 from fadeup.data.transforms import TestTransform
+from fadeup.engine.evaluation import evaluating
 from fadeup.models import SegFormer
 from fadeup.models.weights import IMAGENET
 from fadeup.recipes import RECIPES, Recipe, Segmentation
@@ -191,12 +192,8 @@ def segment_photo(
             than a label map with 255 as "ignored" holds.
     """
     _check_photo(photo)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         logits = model(transform(photo)[None].to(device))
-    finally:
-        model.train(training)
     if logits.ndim != 4 or len(logits) != 1 or 0 in logits.shape:
         raise ValueError(f"model must give logits (1, classes, height, width), got {tuple(logits.shape)}")
     if logits.shape[1] > 255:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fadeup.cli import processes
-from fadeup.cli.options import PLACED, add_machine_options, add_recipe_options, check_device, chosen_recipe
+from fadeup.cli.options import (
+    PLACED,
+    add_machine_options,
+    add_recipe_options,
+    check_device,
+    chosen_recipe,
+    progress_bar,
+)
 
 BOTH_SIDES = ("reconstruction", "landcover")
 OTHER_NAMES = {"segmentation": "landcover"}
@@ -121,19 +128,13 @@ def _train_rows(
     arguments: argparse.Namespace, recipe: Any, data: Any, upsamplers: list[str], folder: Any, console: Any
 ) -> list[Any]:
     """All rows under one progress bar, counted in steps, with a line for each that is finished."""
-    from rich.progress import Progress, TimeElapsedColumn
+    from rich.progress import TimeElapsedColumn
 
     from fadeup.compare import TrainedRow, compare
     from fadeup.engine import Setting
 
     count, finished, length = len(upsamplers) * len(arguments.seeds), 0, recipe.steps(data)
-    with Progress(
-        *Progress.get_default_columns(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with progress_bar(console, TimeElapsedColumn()) as progress:
         bar = progress.add_task("starting", total=None)
 
         def on_start(upsampler: str, seed: int, steps: int) -> None:

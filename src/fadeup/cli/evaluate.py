@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fadeup.cli import processes
-from fadeup.cli.options import add_machine_options, check_device, positive, save
+from fadeup.cli.options import add_machine_options, check_device, positive, progress_bar, save
 
 PREPARATION = ("network", "backbone", "weights", "channels", "size", "resize")
 """Fields by which a recipe prepares pictures as a network expects them, and describes it."""
@@ -106,19 +106,13 @@ def score(
     recipe: Any, network: Any, samples: Any, device: Any, workers: int, console: Any
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The score of each metric, and of each class where there are classes; a progress bar meanwhile."""
-    from rich.progress import MofNCompleteColumn, Progress
+    from rich.progress import MofNCompleteColumn
 
     from fadeup.engine import evaluate
     from fadeup.recipes import Segmentation
 
     mine = -(-len(samples) // processes.count())
-    with Progress(
-        *Progress.get_default_columns(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with progress_bar(console, MofNCompleteColumn()) as progress:
         bar = progress.add_task("scoring", total=mine)
         statistics = evaluate(
             recipe, network, samples, device=device, workers=workers, on_samples=lambda n: progress.advance(bar, n)

@@ -83,6 +83,14 @@ def check_device(device: str) -> None:
         raise ValueError(f"--device must be one that torch can use here, got {device!r}: {reason}") from error
 
 
+def progress_bar(console: Any, *columns: Any) -> Any:
+    """A bar of rich that leaves nothing behind, and is not there where no terminal is."""
+    from rich.progress import Progress
+
+    shown = (*Progress.get_default_columns(), *columns)
+    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
+
+
 def written(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file; an error names it."""
     try:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fadeup.cli.options import check_device, positive
+from fadeup.cli.options import check_device, positive, progress_bar
 
 SHOWN_CLASSES = 3
 
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
 def segment_all(arguments: argparse.Namespace) -> int:
     """One photograph after the other; 1 where one failed."""
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
+    from rich.progress import MofNCompleteColumn
 
     from fadeup.predict import PhotoResult, find_photos, load_segmenter, segment_photos
 
@@ -52,13 +52,7 @@ def segment_all(arguments: argparse.Namespace) -> int:
     segmenter = load_segmenter(arguments.model, arguments.device, resize=arguments.resize or 0)
     arguments.hint = f"; what is finished is in {arguments.out}"
     console = Console()
-    with Progress(
-        *Progress.get_default_columns(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with progress_bar(console, MofNCompleteColumn()) as progress:
         bar = progress.add_task("segmenting", total=len(photos))
 
         def on_photo(result: PhotoResult) -> None:

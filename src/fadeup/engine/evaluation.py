@@ -49,7 +49,7 @@ def evaluate(
     batches = [mine[start : start + recipe.test_batch] for start in range(0, len(mine), recipe.test_batch)]
     loader = DataLoader(Prepared(samples, recipe.prepare), batch_sampler=batches, num_workers=workers)
     parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
-    with _evaluation(model):
+    with evaluating(model):
         for indices, (inputs, target) in zip(batches, loader, strict=True):
             prediction = recipe.finish(model(inputs.to(device)), _size(target)).cpu()
             statistics = recipe.statistics(prediction, target)
@@ -74,7 +74,7 @@ def predict(
 ) -> list[Tensor]:
     """The finished predictions for some test samples, one by one, on the CPU."""
     prepared = Prepared(samples, recipe.prepare)
-    with _evaluation(model):
+    with evaluating(model):
         pairs = [prepared[index] for index in indices]
         return [recipe.finish(model(inputs[None].to(device)), _size(target))[0].cpu() for inputs, target in pairs]
 
@@ -84,7 +84,7 @@ def _size(target: Tensor) -> tuple[int, int]:
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The network in evaluation mode, and in the mode it was in afterwards."""
     training = model.training
     model.eval()
