@@ -49,3 +49,23 @@ def golden():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def cutout_folder(tmp_path_factory):
+    """A folder of eight soft discs of different colours and two backgrounds, for matting."""
+    cv2 = pytest.importorskip("cv2", reason="needs opencv-python-headless")
+    np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image", reason="needs pillow")
+    root = tmp_path_factory.mktemp("matting")
+    for name in ("foregrounds", "backgrounds"):
+        (root / name).mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        y, x = np.mgrid[:70, :90] - np.array([35, 45])[:, None, None]
+        alpha = (255 * np.clip((22 + index - np.hypot(x, y)) / 6 + 0.5, 0, 1)).astype(np.uint8)
+        color = np.full((70, 90, 3), rng.integers(0, 256, 3), np.uint8)
+        image.fromarray(np.dstack((color, alpha))).save(root / "foregrounds" / f"disc{index}.png")
+    for index in range(2):
+        noise = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        image.fromarray(cv2.resize(noise, (160, 120))).save(root / "backgrounds" / f"noise{index}.jpg")
+    return str(root)

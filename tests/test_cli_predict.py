@@ -1,6 +1,8 @@
 """`fadeup predict segment`, with networks of `fadeup train` and of Hugging Face."""
 
+import json
 import re
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -16,7 +18,7 @@ from fadeup.cli import main
 from fadeup.data.labelled import distinct_colours, read_photo
 from fadeup.data.landcover import ASSETS, CLASSES, PALETTE
 from fadeup.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestTransform
-from fadeup.predict import load_segmenter, segment_photo
+from fadeup.predict import load_segmenter, segment_photo, trained
 from fadeup.recipes import LandCover, Weizmann
 
 SIZE = (60, 40)
@@ -150,10 +152,13 @@ def test_segformer_of_hugging_face_is_scored(hugging_face, capsys, tmp_path):
 
 def test_exact_sizes_of_the_recipe_are_kept(tmp_path):
     torch.manual_seed(0)
-    recipe = Weizmann(network="segformer", backbone="tf_efficientnet_lite0", channels=8, weights=None, size=64)
+    recipe = Weizmann(network="segformer", backbone="tf_efficientnet_lite0", channels=8, weights=None, size=72)
     path = written(tmp_path / "model.safetensors", recipe, ("ground", "horse"), PALETTE[:2])
     segmenter = load_segmenter(path)
-    assert segmenter.transform(torch.zeros(3, 50, 90, dtype=torch.uint8)).shape == (3, 64, 64)
+    photo = torch.randint(256, (3, 50, 90), dtype=torch.uint8)
+    assert segmenter.transform(photo).shape == (3, 72, 72)  # no multiple of 32, as in training
+    assert torch.equal(segmenter.transform(photo), recipe.prepare((photo, photo[0]))[0])  # what `fadeup eval` scores
+    assert load_segmenter(path, resize=50).transform(photo).shape == (3, 64, 96)
     assert segmenter.recipe == recipe
     assert not segmenter.network.training
 
@@ -178,6 +183,21 @@ def test_bad_arguments_of_predict(arguments, message, model, photos, tmp_path, c
     assert message in error
     assert error.startswith("fadeup predict: ")
     assert not (tmp_path / "predictions").exists()
+
+
+def test_no_network_ships_yet(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trained, "ASSETS", tmp_path)
+    assert main(["predict", "segment", str(photos / "dot.png")]) == 2
+    assert "model must be given, got none; no trained network ships with this version" in capsys.readouterr().err
+
+
+def test_the_shipped_network_is_the_default(model, photos, tmp_path, monkeypatch):
+    entry = {"name": "landcover-fade", "task": "landcover", "file": "landcover-fade.safetensors"}
+    (tmp_path / "models.json").write_text(json.dumps([entry]))
+    shutil.copy(model, tmp_path / entry["file"])
+    monkeypatch.setattr(trained, "ASSETS", tmp_path)
+    assert main(["predict", "segment", str(photos / "dot.png"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "dot.label.png").is_file()
 
 
 def test_reconstruction_does_not_segment(photos, tmp_path, capsys):

@@ -323,7 +323,7 @@ def test_a_full_disk_at_the_end_keeps_the_checkpoint(tmp_path, capsys, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fadeup.checkpoint.save_weights", full)
+        patch.setattr("fadeup.predict.trained.save_weights", full)
         assert main(land(tmp_path)) == 2
     assert "model.safetensors must be a file that can be written, got [Errno 28] No space" in capsys.readouterr().err
     path = tmp_path / "landcover-bilinear-seed0"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from fadeup import predict
-from fadeup.predict import find_photos, overlay, segment_photo, segment_photos
+from fadeup.predict import find_photos, overlay, segment, segment_photo, segment_photos
+from fadeup.predict import photos as files
 
 PALETTE = np.array([[0, 0, 0], [250, 0, 0], [0, 0, 250]], np.uint8)
 CLASSES = ("ground", "red", "blue")
@@ -79,7 +79,7 @@ def test_labels_equal_those_of_the_resized_logits(classes, h, w, height, width, 
 def test_strips_do_not_show(rows, monkeypatch):
     logits = torch.randn(1, 5, 9, 11)
     whole = segment_photo(Fixed(logits), scene(61, 50), to_even)
-    monkeypatch.setattr(predict, "STRIP", rows * 5 * 50)
+    monkeypatch.setattr(segment, "STRIP", rows * 5 * 50)
     assert torch.equal(segment_photo(Fixed(logits), scene(61, 50), to_even), whole)
 
 
@@ -294,21 +294,21 @@ def test_photos_of_one_name_are_refused(tmp_path):
 def test_a_photo_is_never_replaced_by_a_result(tmp_path):
     pair = [save(tmp_path / name, scene(20, 30)) for name in ("a.png", "a.overlay.png")]
     content = pair[1].read_bytes()
-    with pytest.raises(ValueError, match=r"must be another folder, got one where a.overlay.png is itself a photo"):
+    with pytest.raises(ValueError, match=r"must be another folder, got one where a.overlay.png is itself a picture"):
         run(pair, tmp_path, overwrite=True)
     assert pair[1].read_bytes() == content
 
 
 def test_a_full_disk_names_the_file_and_keeps_what_was_finished(tmp_path, monkeypatch):
     photos = [save(tmp_path / name, scene(20, 30)) for name in ("a.png", "b.png")]
-    write = predict.write
+    write = files.write
 
     def limited(path, content):
         if path.name.startswith("b"):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(predict, "write", limited)
+    monkeypatch.setattr(files, "write", limited)
     with pytest.raises(OSError, match=r"b.label.png must be a file that can be written, got .*No space left"):
         run(photos, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.label.png", "a.overlay.png"]
@@ -323,7 +323,8 @@ def test_classes_and_palette_belong_together(tmp_path):
 
 def test_folders_are_searched_for_photos(tmp_path):
     folder = tmp_path / "in"
-    names = ["b.JPG", "a.png", "c.webp", ".hidden.png", "a.label.png", "a.overlay.png", "notes.txt"]
+    names = ["b.JPG", "a.png", "c.webp", ".hidden.png", "notes.txt"]
+    names += [f"a.{result}.png" for result in ("label", "overlay", "alpha", "cutout", "composite")]
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()

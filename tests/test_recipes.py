@@ -10,7 +10,8 @@ from torch import nn
 from fadeup.engine import evaluate, train
 from fadeup.metrics import BoundaryIoU, MeanIoU
 from fadeup.recipes import ADE20K, RECIPES, CamVid, Folder, LandCover, Segmentation, Weizmann
-from fadeup.recipes.segmentation import nearest, parameter_groups
+from fadeup.recipes.optimizer import parameter_groups
+from fadeup.recipes.segmentation import nearest
 
 TINY = replace(LandCover(), weights=None, channels=8, crop=32, iterations=2, train_images=3, test_images=2)
 
@@ -26,7 +27,7 @@ def test_scores_equal_those_of_the_metrics_over_the_set(data):
     region, boundary = MeanIoU(6), BoundaryIoU(6)
     with torch.no_grad():
         for image, label in (TINY.prepare(sample) for sample in data.test):
-            prediction = TINY.finish(model.eval()(image[None]), tuple(label.shape))
+            prediction = TINY.finish(model.eval()(image[None]), image[None], tuple(label.shape))
             region.update(prediction, label[None])
             boundary.update(prediction, label[None])
     scores = {metric.name: metric.score(statistics[metric.name]) for metric in TINY.metrics}
@@ -148,8 +149,8 @@ def test_steps_fall_tenfold_twice():
     ("change", "message"),
     [
         ({"network": "unet"}, "network must be 'segformer' or 'segnet', got 'unet'"),
-        ({"algorithm": "lion"}, "algorithm must be 'adamw' or 'sgd', got 'lion'"),
-        ({"schedule": "cosine"}, "schedule must be 'poly' or 'steps', got 'cosine'"),
+        ({"algorithm": "lion"}, "algorithm must be one of adamw, adam, sgd, got 'lion'"),
+        ({"schedule": "linear"}, "schedule must be one of poly, cosine, steps, milestones, got 'linear'"),
     ],
 )
 def test_refusals(change, message):

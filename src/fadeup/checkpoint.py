@@ -113,8 +113,13 @@ def read_about(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be weights that fadeup train wrote, got {error}") from error
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Put the weights of `path` into a network of the same shapes.
+def load_weights(path: Path, model: nn.Module, *, without: str = "") -> None:
+    """Put the weights of `path` into a network of the same shapes, as its own dtypes.
+
+    Args:
+        path: Of a safetensors file.
+        model: The network.
+        without: Beginning of the names that the file leaves out, and the network keeps; empty for none.
 
     Raises:
         ValueError: Names or shapes differ; the message names the first of them.
@@ -122,8 +127,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
     from safetensors.torch import load_file
 
     held, own = load_file(path), model.state_dict()
-    for name in sorted(held.keys() | own.keys()):
-        there, here = (tuple(group[name].shape) if name in group else "nothing" for group in (held, own))
+    expected = {name: tensor for name, tensor in own.items() if not (without and name.startswith(without))}
+    for name in sorted(held.keys() | expected.keys()):
+        there, here = (tuple(group[name].shape) if name in group else "nothing" for group in (held, expected))
         if there != here:
             raise ValueError(f"{path} must fit the network, got {name} of {there} in place of {here}")
-    model.load_state_dict(held)
+    model.load_state_dict(own | held)

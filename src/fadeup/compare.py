@@ -19,6 +19,7 @@ from fadeup.bench import environment
 from fadeup.checkpoint import differences, save_arrays, write
 from fadeup.cost import network_cost
 from fadeup.engine import Setting, evaluate, predict, train
+from fadeup.predict import save_trained
 from fadeup.recipes.recipe import Metric, Recipe, Split
 from fadeup.upsamplers import resolve
 
@@ -122,6 +123,10 @@ class RunFolder:
         """Where the state of that row's training is while it lasts."""
         return self.path / "checkpoints" / f"{upsampler}-seed{seed}.pt"
 
+    def weights_path(self, upsampler: str, seed: int) -> Path:
+        """Where that row's network is, where it is kept."""
+        return self.path / "weights" / f"{upsampler}-seed{seed}.safetensors"
+
     def load(self, upsampler: str, seed: int) -> TrainedRow | None:
         """A finished row, or None."""
         path = self.row_path(upsampler, seed)
@@ -165,13 +170,21 @@ def run_row(
     *,
     setting: Setting | None = None,
     checkpoint: Path | None = None,
+    weights: Path | None = None,
     on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
 ) -> TrainedRow:
-    """Train and score one upsampler with one seed; the score is the last epoch's, never the best on the test data."""
+    """Train and score one upsampler with one seed; the score is the last epoch's, never the best on the test data.
+
+    The network is kept in the file `weights`, where one is given.
+    """
     setting = setting or Setting()
     trained = train(recipe, upsampler, data, seed=seed, setting=setting, checkpoint=checkpoint, on_step=on_step)
     model, device, workers = trained.model, setting.device, setting.workers
     statistics = evaluate(recipe, model, data.test, device=device, workers=workers)
+    if weights is not None:
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        scores = {metric.name: metric.score(statistics[metric.name]) for metric in recipe.metrics}
+        save_trained(weights, recipe, model, upsampler=upsampler, seed=seed, scores=scores)
     shown = recipe.show(data)
     predictions = predict(recipe, model, data.test, shown, device=device)
     samples = [recipe.prepare(data.test[index]) for index in shown]
@@ -213,6 +226,7 @@ def compare(
     folder: RunFolder,
     *,
     setting: Setting | None = None,
+    keep_weights: bool = False,
     on_row: Callable[[TrainedRow, bool], None] = lambda row, resumed: None,
     on_start: Callable[[str, int, int], None] = lambda upsampler, seed, steps: None,
     on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
@@ -226,6 +240,7 @@ def compare(
         seeds: One row each.
         folder: Where rows are kept.
         setting: How to train.
+        keep_weights: Whether to keep each row's network in the folder.
         on_row: Called with each row, and whether it was there already.
         on_start: Called with upsampler, seed and number of steps before a row is trained.
         on_step: As in `fadeup.engine.train`.
@@ -242,7 +257,10 @@ def compare(
             if row is None:
                 on_start(upsampler, seed, recipe.steps(data))
                 path = folder.checkpoint_path(upsampler, seed)
-                row = run_row(recipe, upsampler, seed, data, setting=setting, checkpoint=path, on_step=on_step)
+                weights = folder.weights_path(upsampler, seed) if keep_weights else None
+                row = run_row(
+                    recipe, upsampler, seed, data, setting=setting, checkpoint=path, weights=weights, on_step=on_step
+                )
                 folder.save(row)
             rows.append(row)
             on_row(row, resumed)

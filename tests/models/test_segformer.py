@@ -234,3 +234,15 @@ def test_bad_arguments():
         SegFormer("mit_b0", 0)
     with pytest.raises(ValueError, match="did you mean 'carafe'"):
         SegFormer("mit_b0", 3, "carafee")
+
+
+def test_a_frozen_backbone_stays_as_it_is():
+    pytest.importorskip("timm", reason="needs timm")
+    model = SegFormer("tf_efficientnet_lite0", 3, "bilinear", channels=8, frozen=True).train()
+    before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    model(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.backbone.state_dict().items())
+    assert model.head.training
+    assert not model.backbone.training

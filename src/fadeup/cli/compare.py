@@ -9,6 +9,7 @@ from typing import Any
 
 from fadeup.cli import processes
 from fadeup.cli.options import (
+    OTHER_NAMES,
     PLACED,
     add_machine_options,
     add_recipe_options,
@@ -16,9 +17,9 @@ from fadeup.cli.options import (
     chosen_recipe,
     progress_bar,
 )
+from fadeup.cli.train import passed_over
 
 BOTH_SIDES = ("reconstruction", "landcover")
-OTHER_NAMES = {"segmentation": "landcover"}
 
 
 def add(commands: Any) -> None:
@@ -28,14 +29,14 @@ def add(commands: Any) -> None:
         help="train several upsamplers on the same data with the same seeds, and report",
         description="Trains the chosen upsamplers on the same real data with the same seeds, prints a table and writes "
         "results.json and report.html into runs/NAME, or into runs/NAME/TASK where there are several tasks. The "
-        "default covers both sides of the paper, reconstruction and segmentation, in minutes on 2 cores.",
+        "default covers reconstruction and segmentation in minutes on 2 cores.",
     )
     parser.add_argument(
         "tasks",
         nargs="*",
         metavar="TASK",
-        help="reconstruction, landcover (or segmentation), weizmann, camvid, ade20k, sunrgbd, folder; "
-        "default: reconstruction and landcover",
+        help="reconstruction, landcover (or segmentation), weizmann, camvid, ade20k, sunrgbd, cutouts (or matting), "
+        "composition1k, folder; default: reconstruction and landcover",
     )
     parser.add_argument("--upsamplers", nargs="+", metavar="NAME", help="default: the rows of the paper, and bilinear")
     parser.add_argument("--baseline", help="what differences are taken to (default: the task's first upsampler)")
@@ -43,6 +44,7 @@ def add(commands: Any) -> None:
     add_recipe_options(parser)
     parser.add_argument("--name", help="of the run (default: the task, or compare)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--weights", action="store_true", help="keep each row's network, for fadeup predict and eval")
     parser.add_argument("--resume", action="store_true", help="go on with a run: only missing rows are trained")
     add_machine_options(parser)
     parser.set_defaults(run=compare)
@@ -115,6 +117,8 @@ def _compare(
     from fadeup.compare import results, summarize
 
     rows = _train_rows(arguments, recipe, data, upsamplers, folder, console)
+    if told := passed_over(data.train):
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     table = summarize(recipe, rows, baseline)
     result = results(recipe, rows, table, baseline)
     write(folder.path / "results.json", json.dumps(result, indent=2).encode())
@@ -156,6 +160,7 @@ def _train_rows(
             arguments.seeds,
             folder,
             setting=Setting(device=arguments.device, workers=arguments.workers),
+            keep_weights=arguments.weights,
             on_row=on_row,
             on_start=on_start,
             on_step=lambda step, loss, rate: progress.update(bar, completed=finished * length + step),

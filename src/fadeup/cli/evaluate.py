@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fadeup.cli import processes
-from fadeup.cli.options import add_machine_options, check_device, positive, progress_bar, save
+from fadeup.cli.options import add_machine_options, check_device, positive, progress_bar, save, written
 
 PREPARATION = ("network", "backbone", "weights", "channels", "size", "resize")
 """Fields by which a recipe prepares pictures as a network expects them, and describes it."""
@@ -22,7 +24,8 @@ def add(commands: Any) -> None:
         "eval",
         help="score a trained network over a data set",
         description="Scores a network over the test pictures of a data set: mIoU and boundary IoU with a line for each "
-        "class, or the metrics of its task. Under torchrun the processes share the pictures.",
+        "class, or the metrics of its task. For matting, --out keeps each picture's alpha as a PNG and its scores in "
+        "scores.csv. Under torchrun the processes share the pictures.",
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, model.safetensors, or a SegFormer of Hugging Face")
     parser.add_argument("--data", metavar="TASK", help="data set to score on (default: the one it was trained on)")
@@ -30,6 +33,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--test-images", type=positive, metavar="N", help="the first so many")
     add_machine_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write alphas and scores of each picture (matting)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier evaluation has left there")
     parser.set_defaults(run=evaluate)
 
 
@@ -45,8 +50,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     device = processes.join(arguments.device)
     recipe, network = _load(arguments, device)
     samples = recipe.test()
+    kept = Written(arguments.out, recipe, samples, arguments.overwrite) if arguments.out else None
     console = Console(quiet=not processes.is_main())
-    scores, classes = score(recipe, network, samples, device, arguments.workers, console)
+    scores, classes = score(recipe, network, samples, device, arguments.workers, console, kept)
     count = len(samples)
     told = f"{arguments.model} on {count} test picture(s) of {recipe.task}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)
@@ -73,10 +79,8 @@ def _load(arguments: argparse.Namespace, device: Any) -> tuple[Any, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     kind = RECIPES.get(read_about(path).get("task", "")) if path is not None else None
     if path is not None and kind is not None and not issubclass(kind, Segmentation):
-        if task not in (None, kind.task):
-            raise ValueError(f"--data must be {kind.task!r} for {model}, got {task!r}")
         network, recipe, _ = load_trained(path)
-        return replace(recipe, **given), network.to(device)
+        return _scored_on(recipe, task, model, given), network.to(device)
     segmenter = load_segmenter(model, device)
     recipe = _on_data(segmenter.recipe, task, model, given)
     wanted, got = len(recipe.about[0]), len(segmenter.classes)
@@ -86,6 +90,18 @@ def _load(arguments: argparse.Namespace, device: Any) -> tuple[Any, Any]:
             "--data and --source the data that it was trained on"
         )
     return recipe, segmenter.network
+
+
+def _scored_on(held: Any, task: str | None, model: str, given: dict[str, Any]) -> Any:
+    """The recipe of that data set; of matting any, with the network's own preparation of pictures."""
+    from fadeup.recipes import RECIPES, Matting
+
+    if task in (None, held.task):
+        return replace(held, **given)
+    kind = RECIPES[task]
+    if not (isinstance(held, Matting) and issubclass(kind, Matting)):
+        raise ValueError(f"--data must be {held.task!r} for {model}, got {task!r}")
+    return replace(kind(), trunk=held.trunk, weights=held.weights, channels=held.channels, **given)
 
 
 def _on_data(held: Any, task: str | None, model: str, given: dict[str, Any]) -> Any:
@@ -102,10 +118,71 @@ def _on_data(held: Any, task: str | None, model: str, given: dict[str, Any]) -> 
     return replace(kind(), **own | given)
 
 
+class Written:
+    """Alphas and scores of single pictures in a folder, for `fadeup eval --out`.
+
+    Args:
+        folder: Made where it is missing.
+        recipe: Of matting.
+        samples: Its test pictures.
+        overwrite: Whether results of an earlier evaluation may be there.
+
+    Raises:
+        ValueError: The recipe is of another task, or the folder holds results.
+    """
+
+    def __init__(self, folder: Path, recipe: Any, samples: Any, overwrite: bool):
+        from fadeup.recipes import Matting
+
+        if not isinstance(recipe, Matting):
+            raise ValueError(f"--out must be left out for {recipe.task}, got {folder}; fadeup predict writes pictures")
+        indices = getattr(samples, "indices", range(len(samples)))
+        self.names = [getattr(samples, "dataset", samples).names[index] for index in indices]
+        self.folder, self.recipe = folder, recipe
+        there = [name for name in ("scores.csv", *(f"{name}.png" for name in self.names)) if (folder / name).exists()]
+        if there and not overwrite:
+            raise ValueError(
+                f"{folder} must not hold these pictures' results, got {there[0]} and {len(there) - 1} more; use "
+                "--overwrite or another folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def alpha(self, index: int, prediction: Any) -> None:
+        """Write a picture's alpha."""
+        from fadeup.checkpoint import write
+        from fadeup.data.matting import png
+
+        path = self.folder / f"{self.names[index]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = png(self.recipe.stored(prediction))
+        written(path, lambda file: write(file, content))
+
+    def scores(self, statistics: dict[str, Any]) -> None:
+        """Write `scores.csv`, a line for each picture."""
+        from fadeup.checkpoint import write
+
+        names = [metric.name for metric in self.recipe.metrics]
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["name", *names])
+        for index, name in enumerate(self.names):
+            writer.writerow([name, *(f"{statistics[metric][index, 0]:.9g}" for metric in names)])
+        written(self.folder / "scores.csv", lambda file: write(file, table.getvalue().encode()))
+
+
 def score(
-    recipe: Any, network: Any, samples: Any, device: Any, workers: int, console: Any
+    recipe: Any,
+    network: Any,
+    samples: Any,
+    device: Any,
+    workers: int,
+    console: Any,
+    kept: Written | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The score of each metric, and of each class where there are classes; a progress bar meanwhile."""
+    """The score of each metric, and of each class where there are classes; a progress bar meanwhile.
+
+    Single pictures' results go to `kept`.
+    """
     from rich.progress import MofNCompleteColumn
 
     from fadeup.engine import evaluate
@@ -115,8 +192,16 @@ def score(
     with progress_bar(console, MofNCompleteColumn()) as progress:
         bar = progress.add_task("scoring", total=mine)
         statistics = evaluate(
-            recipe, network, samples, device=device, workers=workers, on_samples=lambda n: progress.advance(bar, n)
+            recipe,
+            network,
+            samples,
+            device=device,
+            workers=workers,
+            on_samples=lambda n: progress.advance(bar, n),
+            on_prediction=kept.alpha if kept else lambda index, prediction: None,
         )
+    if kept and processes.is_main():
+        kept.scores(statistics)
     scores = {metric.name: metric.score(statistics[metric.name]) for metric in recipe.metrics}
     if not isinstance(recipe, Segmentation) or not processes.is_main():
         return scores, []

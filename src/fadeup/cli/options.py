@@ -9,6 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+OTHER_NAMES = {"segmentation": "landcover", "matting": "cutouts"}
+"""What a task may be called besides."""
 PLACED = ("epochs", "train_images", "test_images", "source")
 """Options that are fields of a recipe."""
 
@@ -37,6 +39,9 @@ def chosen_recipe(task: str, arguments: argparse.Namespace) -> Any:
     """
     from fadeup.recipes import RECIPES
 
+    task = OTHER_NAMES.get(task, task)
+    if task == "folder" and arguments.source and (Path(arguments.source) / "foregrounds").is_dir():
+        task = "matting-folder"  # cut-outs and backgrounds, in place of images and labels
     kind = RECIPES.get(task)
     if kind is None:
         raise ValueError(f"task must be one of {', '.join(RECIPES)}, got {task!r}")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import fadeup
 from fadeup.cli import processes
 from fadeup.cli.evaluate import line, score, show
 from fadeup.cli.options import (
@@ -33,7 +31,9 @@ def add(commands: Any) -> None:
         "torchrun --nproc-per-node N -m fadeup train TASK ...",
     )
     parser.add_argument(
-        "task", metavar="TASK", help="landcover, weizmann, camvid, ade20k, sunrgbd, folder or reconstruction"
+        "task",
+        metavar="TASK",
+        help="landcover, weizmann, camvid, ade20k, sunrgbd, cutouts, composition1k, folder or reconstruction",
     )
     parser.add_argument("--upsampler", default="fade", metavar="NAME", help="default: fade")
     parser.add_argument("--seed", type=natural, default=0, help="default: 0")
@@ -80,6 +80,9 @@ def train(arguments: argparse.Namespace) -> None:
         scores, classes = score(recipe, trained.model, data.test, device, arguments.workers, console)
         watch.record(len(trained.losses), scores)
     show(recipe, scores, classes, console)
+    told = passed_over(data.train)
+    if told:
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     if processes.is_main():
         _keep(path, recipe, arguments, trained, scores, classes)
     console.print(f"Model: {path / 'model.safetensors'}", markup=False, highlight=False, soft_wrap=True)
@@ -160,19 +163,15 @@ def _keep(
 ) -> None:
     """Write the weights with all that is needed to use them, then the results, which mark the run as finished."""
     from fadeup.bench import environment
-    from fadeup.checkpoint import save_weights, write
-    from fadeup.models import normalisation
-    from fadeup.recipes import Segmentation
+    from fadeup.checkpoint import write
+    from fadeup.predict import save_trained
 
-    about = {
-        "fadeup": fadeup.__version__,
-        "task": recipe.task,
-        "recipe": asdict(recipe),
-        "upsampler": arguments.upsampler,
-        "seed": arguments.seed,
-        "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
-        "scores": scores,
-    }
+    seed, upsampler, about = arguments.seed, arguments.upsampler, {}
+    file = path / "model.safetensors"
+    save = lambda file: save_trained(  # noqa: E731
+        file, recipe, trained.model, upsampler=upsampler, seed=seed, scores=scores
+    )
+    written(file, lambda file: about.update(save(file)))
     results = about | {
         "score": "last step",
         "trained": recipe.trained,
@@ -184,11 +183,14 @@ def _keep(
         "processes": processes.count(),
         "environment": environment(),
     }
-    if isinstance(recipe, Segmentation):
-        mean, std = normalisation(recipe.backbone, recipe.weights)
-        about |= {"classes": recipe.about[0], "palette": recipe.about[1].tolist(), "mean": mean, "std": std}
-    written(path / "model.safetensors", lambda file: save_weights(file, trained.model, about))
     written(path / "results.json", lambda file: write(file, json.dumps(results, indent=2).encode()))
+
+
+def passed_over(samples: Any) -> str:
+    """The files that a training could not read, in words; empty where there are none."""
+    files = samples.skipped() if hasattr(samples, "skipped") else []
+    few = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    return f"{len(files)} file(s) could not be read and were passed over: {few}" if files else ""
 
 
 class Watch:

@@ -43,7 +43,7 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         FileNotFoundError: There is no such file.
         ValueError: It is no picture, damaged, cut off, too large or of a kind without a scale (float).
     """
-    image, _ = _open(Path(path), max_pixels)
+    image, _ = open_picture(Path(path), max_pixels)
     if image.mode in GREY16:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -72,7 +72,7 @@ def read_label(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         FileNotFoundError: There is no such file.
         ValueError: It is no picture, damaged, lossy, colour-coded, has transparent parts, or values above 255.
     """
-    image, spread = _open(Path(path), max_pixels)
+    image, spread = open_picture(Path(path), max_pixels)
     if image.format == "JPEG":
         raise ValueError(f"{path} must be lossless (PNG), got JPEG, which changes class numbers")
     if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA", *GREY16):
@@ -92,7 +92,7 @@ def read_label(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return torch.from_numpy(values.astype(np.uint8) // spread)
 
 
-def _open(path: Path, max_pixels: int) -> tuple[Image.Image, int]:
+def open_picture(path: Path, max_pixels: int) -> tuple[Image.Image, int]:
     """The decoded, upright picture and the factor by which PIL has spread its values."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} must be a picture, got {'a folder' if path.is_dir() else 'no such file'}")
@@ -128,7 +128,7 @@ def find_pairs(images: str | Path, labels: str | Path) -> tuple[Pair, ...]:
         FileNotFoundError: A folder is missing, or holds no pictures.
         ValueError: Photographs without a label, labels without a photograph, or two files of one name.
     """
-    photos, masks = _pictures(Path(images)), _pictures(Path(labels))
+    photos, masks = find_pictures(Path(images)), find_pictures(Path(labels))
     for these, those, folder, rule in (
         (photos, masks, labels, "a label for each photograph"),
         (masks, photos, images, "a photograph for each label"),
@@ -139,7 +139,13 @@ def find_pairs(images: str | Path, labels: str | Path) -> tuple[Pair, ...]:
     return tuple((photos[name], masks[name]) for name in sorted(photos))
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def find_pictures(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder and its subfolders, by their path below it without the suffix.
+
+    Raises:
+        FileNotFoundError: The folder is missing, or holds none.
+        ValueError: Two files differ in their suffix alone.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} must be a folder of pictures, got no such folder")
     found: dict[str, Path] = {}

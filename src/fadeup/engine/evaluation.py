@@ -25,6 +25,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     workers: int = 0,
     on_samples: Callable[[int], None] = lambda count: None,
+    on_prediction: Callable[[int, Tensor], None] = lambda index, prediction: None,
 ) -> dict[str, np.ndarray]:
     """Statistics of every sample, per metric `(samples, k)`, for `Metric.reduce` of their mean.
 
@@ -37,6 +38,7 @@ def evaluate(
         device: Where the model is.
         workers: Processes that load; 0 loads in this one.
         on_samples: Called with the number of samples after each batch.
+        on_prediction: Called with each sample's index and finished prediction, each on the process that made it.
 
     Raises:
         ValueError: There are no samples.
@@ -51,8 +53,10 @@ def evaluate(
     parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
     with evaluating(model):
         for indices, (inputs, target) in zip(batches, loader, strict=True):
-            prediction = recipe.finish(model(inputs.to(device)), _size(target)).cpu()
+            prediction = _finished(recipe, model, inputs, target, device)
             statistics = recipe.statistics(prediction, target)
+            for index, one in zip(indices, prediction, strict=True):
+                on_prediction(index, one)
             parts.append((indices, {name: values.double().numpy() for name, values in statistics.items()}))
             on_samples(len(indices))
     if world > 1:
@@ -76,11 +80,13 @@ def predict(
     prepared = Prepared(samples, recipe.prepare)
     with evaluating(model):
         pairs = [prepared[index] for index in indices]
-        return [recipe.finish(model(inputs[None].to(device)), _size(target))[0].cpu() for inputs, target in pairs]
+        return [_finished(recipe, model, inputs[None], target, device)[0] for inputs, target in pairs]
 
 
-def _size(target: Tensor) -> tuple[int, int]:
-    return target.shape[-2], target.shape[-1]
+def _finished(recipe: Recipe, model: nn.Module, inputs: Tensor, target: Tensor, device: str | torch.device) -> Tensor:
+    """The finished predictions for a batch, on the CPU."""
+    inputs = inputs.to(device)
+    return recipe.finish(model(inputs), inputs, (target.shape[-2], target.shape[-1])).cpu()
 
 
 @contextmanager

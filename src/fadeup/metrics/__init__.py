@@ -1,17 +1,18 @@
-"""Scores of images and of label maps, as the papers' tables give them."""
+"""Scores of images, of label maps and of alpha mattes, as the papers' tables give them."""
 
 from typing import TYPE_CHECKING, Any
 
 from fadeup.metrics.image import mae, psnr, rmse, ssim
+from fadeup.metrics.matting import conn, grad, mse, sad
 
 if TYPE_CHECKING:
     from fadeup.metrics.segmentation import BoundaryIoU, MeanIoU
 
-__all__ = ["BoundaryIoU", "MeanIoU", "mae", "psnr", "rmse", "ssim"]
+__all__ = ["BoundaryIoU", "MeanIoU", "conn", "grad", "mae", "mse", "psnr", "rmse", "sad", "ssim"]
 
 
 def __getattr__(name: str) -> Any:
-    # torchmetrics takes seconds to import, and the scores of images do without it.
+    # torchmetrics takes seconds to import, and the scores of images and mattes do without it.
     if name in ("BoundaryIoU", "MeanIoU"):
         from fadeup.metrics import segmentation
 

@@ -21,6 +21,7 @@ DEPTHS = ((2, 2, 2, 2), (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 18, 3), (3, 8, 27, 3)
 STRIDES = (4, 8, 16, 32)
 ROUTES = ((3, (2, 1, 0)), (2, (1, 0)), (1, (0,)))
 """Each level that is upsampled, and the levels that guide it one after another."""
+MIT = tuple(f"mit_b{size}" for size in range(6))
 SMALLEST = 32
 OFFICIAL_KEYS = {
     **{f"linear_c{level + 1}.proj.": f"project.{level}." for level in range(4)},
@@ -53,6 +54,7 @@ class SegFormer(nn.Module):
         dropout: Before the classifier.
         weights: Of the backbone, as in `fadeup.models.weights.load_backbone`.
         full_size: Resize the logits bilinearly to the image's size.
+        frozen: Whether the backbone keeps its weights and BatchNorm's statistics in training.
         **upsampler_options: Of the upsampler.
 
     Raises:
@@ -72,10 +74,11 @@ class SegFormer(nn.Module):
         dropout: float = 0.1,
         weights: str | Path | None = None,
         full_size: bool = False,
+        frozen: bool = False,
         **upsampler_options: Any,
     ):
         super().__init__()
-        self.full_size = full_size
+        self.full_size, self.frozen = full_size, frozen
         self.classes: list[str] | None = None
         """Names of the classes, where `from_pretrained` found them."""
         self.backbone: Any = backbone
@@ -91,6 +94,8 @@ class SegFormer(nn.Module):
             load_backbone(self.backbone, backbone, weights)
         elif weights is not None:
             raise ValueError(f"weights must be None for a backbone that is built already, got {str(weights)!r}")
+        if frozen:
+            self.backbone.requires_grad_(False)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, upsampler: str = "bilinear", **options: Any) -> Self:
@@ -137,6 +142,13 @@ class SegFormer(nn.Module):
         if self.full_size:
             logits = F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
         return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The four maps of the backbone, largest first."""
@@ -256,8 +268,21 @@ def build_backbone(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return timm_features(name, STRIDES)
 
 
-def timm_features(name: str, strides: tuple[int, ...], argument: str = "backbone") -> tuple[nn.Module, tuple[int, ...]]:
+def timm_features(
+    name: str,
+    strides: tuple[int, ...],
+    argument: str = "backbone",
+    own: tuple[str, ...] = MIT,
+    in_channels: int = 3,
+) -> tuple[nn.Module, tuple[int, ...]]:
     """An untrained timm network that gives its last maps of the given strides, and their channels.
+
+    Args:
+        name: Of timm.
+        strides: Of the maps.
+        argument: What the caller's user gave the name as, for messages.
+        own: Networks that the caller knows besides, for messages.
+        in_channels: Of the image.
 
     Raises:
         ValueError: timm does not know the name, or the network has no such maps.
@@ -265,8 +290,7 @@ def timm_features(name: str, strides: tuple[int, ...], argument: str = "backbone
     """
     timm = needed("timm", name)
     if not timm.is_model(name):
-        own = ["vgg16_bn"] if argument == "trunk" else [f"mit_b{size}" for size in range(6)]
-        known = "'vgg16_bn'" if argument == "trunk" else "'mit_b0' to 'mit_b5'"
+        known = repr(own[0]) if len(own) == 1 else f"{own[0]!r} to {own[-1]!r}"
         names = [*timm.list_models(), *own]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -282,7 +306,9 @@ def timm_features(name: str, strides: tuple[int, ...], argument: str = "backbone
             f"{argument} must be a network with features at strides {rule}, got {name!r} with {reductions}"
         )
     indices = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides)
-    module = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
+    module = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices, in_chans=in_channels)
+    if hasattr(module, "_stage_out_idx"):  # of its networks these alone keep stages that no map comes from
+        module.blocks = module.blocks[: max(module._stage_out_idx)]
     return module, tuple(module.feature_info.channels())
 
 

@@ -56,7 +56,7 @@ class SegNet(nn.Module):
     ):
         super().__init__()
         check_count("num_classes", num_classes)
-        self.pooling = _check_pooling(pooling, upsampler, trunk)
+        self.pooling = check_pooling(pooling, upsampler, None if trunk == "vgg16_bn" else trunk)
         if pooling == "guided" and resolve(upsampler)[0] is A2U:
             options["pooling"] = True
         if trunk == "vgg16_bn":
@@ -64,7 +64,7 @@ class SegNet(nn.Module):
             self.trunk: nn.Module = VGG()
             self.stem = self.bridge = None
         else:
-            self.trunk, channels = timm_features(trunk, (2, 4, 8, 16, 32), "trunk")
+            self.trunk, channels = timm_features(trunk, (2, 4, 8, 16, 32), "trunk", ("vgg16_bn",))
             widths, depths = (channels[0], *channels[:-1]), (2,) * 5
             self.stem = conv_block(3, channels[0])
             self.bridge = conv_block(channels[-1], channels[-2])
@@ -127,11 +127,16 @@ def mirrored(width: int, after: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*(conv_block(width, width) for _ in range(depth - 1)), conv_block(width, after))
 
 
-def _check_pooling(pooling: str, upsampler: str, trunk: str) -> str:
+def check_pooling(pooling: str, upsampler: str, trunk: str | None) -> str:
+    """`pooling`, where it can be had with the upsampler and with a trunk that pools by itself, if `trunk` names one.
+
+    Raises:
+        ValueError: It cannot.
+    """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be 'max' or 'guided', got {pooling!r}")
     if pooling == "guided" and resolve(upsampler)[0] not in (IndexNet, A2U):
         raise ValueError(f"pooling must be 'max' for {upsampler!r}, which has no pooling half, got 'guided'")
-    if pooling == "guided" and trunk != "vgg16_bn":
+    if pooling == "guided" and trunk is not None:
         raise ValueError(f"pooling must be 'max' for trunk {trunk!r}, which pools by itself, got 'guided'")
     return pooling

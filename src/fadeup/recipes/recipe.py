@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from fadeup.data.loading import Sample
 
@@ -43,6 +43,7 @@ class Split:
     test: Dataset[Sample]
 
 
+WEIGHTS = {None: "from scratch", "imagenet": "ImageNet weights", "hed": "weights of an edge detector (HED, BSDS500)"}
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -121,6 +122,20 @@ class Recipe:
         """The network with that upsampler."""
         raise NotImplementedError
 
+    def description(self) -> dict[str, Any]:
+        """What a file of trained weights says of the network, beside the recipe: plain data."""
+        return {}
+
+    def rebuild(self, upsampler: str, description: dict[str, Any], weights: str | None = None) -> nn.Module:
+        """The network that trained weights are put into.
+
+        Args:
+            upsampler: As in `model`.
+            description: What the file of weights says.
+            weights: Of the backbone, where the file leaves it out.
+        """
+        return self.model(upsampler)
+
     def optimizer(
         self, model: nn.Module, steps: int
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -135,8 +150,8 @@ class Recipe:
         """How many terms the loss of a batch is the mean of: its weight beside other processes' and other parts'."""
         return torch.tensor(target.numel(), device=target.device)
 
-    def finish(self, output: Tensor, size: tuple[int, int]) -> Tensor:
-        """The network's output as it is scored and shown, for a target of `size`."""
+    def finish(self, output: Tensor, inputs: Tensor, size: tuple[int, int]) -> Tensor:
+        """The network's output for `inputs` as it is scored and shown, for a target of `size`."""
         return output
 
     def statistics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -158,3 +173,8 @@ class Recipe:
     def error(self, prediction: Tensor, target: Tensor) -> np.ndarray:
         """Error maps in 0–1, `(B, H, W)`."""
         raise NotImplementedError
+
+
+def first(samples: Dataset[Sample], count: int) -> Dataset[Sample]:
+    """The first `count` samples, all for 0."""
+    return Subset(samples, range(min(count, len(samples)))) if count else samples  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ class Reconstruction(Recipe):
         """ℓ1."""
         return F.l1_loss(output, target)
 
-    def finish(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+    def finish(self, output: Tensor, inputs: Tensor, size: tuple[int, int]) -> Tensor:
         """Clipped to 0–1."""
         return output.clamp(0, 1)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from fadeup.data.labelled import IGNORED, LabelledImages
 from fadeup.data.loading import Sample
@@ -26,11 +26,8 @@ from fadeup.data.transforms import TestTransform, TrainTransform, nearest_indice
 from fadeup.metrics.segmentation import boundary_statistics, iou_statistics, mean_iou
 from fadeup.models import SegFormer, SegNet
 from fadeup.models.weights import normalisation
-from fadeup.recipes.recipe import Metric, Recipe, Split
-from fadeup.upsamplers import Upsampler
-
-WEIGHTS = {None: "from scratch", "imagenet": "ImageNet weights", "hed": "weights of an edge detector (HED, BSDS500)"}
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+from fadeup.recipes.optimizer import build_optimizer, parameter_groups, rate_factor
+from fadeup.recipes.recipe import WEIGHTS, Metric, Recipe, Split, first
 
 
 def percent(means: np.ndarray) -> np.ndarray:
@@ -47,6 +44,7 @@ class Segmentation(Recipe):
         network: `"segformer"`, its head on a pyramid, or `"segnet"`.
         backbone: As in `fadeup.models.SegFormer`, or SegNet's trunk.
         weights: Of the backbone, as in `fadeup.models.weights.load_backbone`.
+        frozen: Whether SegFormer's backbone keeps its weights.
         channels: Width of SegFormer's head.
         train_images: The first so many training pictures of the set; 0 for all.
         test_images: The same of the test pictures.
@@ -56,13 +54,13 @@ class Segmentation(Recipe):
         scale: Range of a random factor on the size of training pictures.
         photometric: Whether colours are disturbed in training.
         iterations: Steps, in place of `epochs`, where not 0.
-        algorithm: `"adamw"` or `"sgd"`.
+        algorithm: `"adamw"`, `"adam"` or `"sgd"`.
         learning_rate: Of the backbone, at the start.
         head_factor: By how much the rate of everything but the backbone is larger.
         upsampler_factor: By how much the upsamplers' rate is larger than the rest of the head's.
         weight_decay: Norms have none.
         warmup: Part of the steps in which the rate rises from nearly 0.
-        schedule: `"poly"`, linearly down to 0, or `"steps"`, ten times lower after 70 and 90 %.
+        schedule: `"poly"`, linearly down to 0, or another name of `fadeup.recipes.optimizer.rate_factor`.
         dilation_ratio: What boundary IoU takes as the boundary's width over the diagonal.
     """
 
@@ -94,6 +92,7 @@ class Segmentation(Recipe):
     network: str = "segformer"
     backbone: str = "tf_efficientnet_lite0"
     weights: str | None = "imagenet"
+    frozen: bool = False
     channels: int = 64
     train_images: int = 0
     test_images: int = 0
@@ -116,7 +115,8 @@ class Segmentation(Recipe):
     def trained(self) -> str:
         """Network, its trunk, the trunk's weights, and the data set."""
         head = "SegNet" if self.network == "segnet" else f"SegFormer's head of {self.channels} channels"
-        return f"{head} on {self.backbone}, {WEIGHTS.get(self.weights, self.weights)}; {self.task}"
+        frozen = " (frozen)" if self.frozen else ""
+        return f"{head} on {self.backbone}{frozen}, {WEIGHTS.get(self.weights, self.weights)}; {self.task}"
 
     def legend(self) -> dict[str, tuple[int, int, int]]:
         """The classes, where they are few enough for a legend."""
@@ -163,23 +163,41 @@ class Segmentation(Recipe):
         # A size that is asked for is kept: 128 after training at 112 cost SegNet 9 points of mIoU on Weizmann Horse.
         return train, TestTransform(resize, divisor=1 if self.size else 32, mean=mean, std=std)
 
+    def test_transform(self) -> TestTransform:
+        """What makes a photograph the network's input."""
+        return self._transforms[1]
+
     def augment(self, sample: Sample) -> Sample:
         """Resized, cropped, flipped, its colours disturbed."""
         return self._transforms[0](*sample)
 
     def prepare(self, sample: Sample) -> Sample:
         """Resized to a multiple of 32, or with its label to `size`."""
-        image, label = self._transforms[1](*sample)
+        image, label = self.test_transform()(*sample)
         return image, nearest(label, (self.size, self.size)) if self.size else label
 
     def model(self, upsampler: str) -> nn.Module:
         """The network, its backbone with the recipe's weights."""
         return self.build(upsampler, len(self.about[0]), self.weights)
 
+    def description(self) -> dict[str, Any]:
+        """Classes, their colours, and the normalisation of pictures."""
+        mean, std = normalisation(self.backbone, self.weights)
+        return {"classes": self.about[0], "palette": self.about[1].tolist(), "mean": mean, "std": std}
+
+    def rebuild(self, upsampler: str, description: dict[str, Any], weights: str | None = None) -> nn.Module:
+        """The network; the data need not be there."""
+        return self.build(upsampler, len(description["classes"]), weights)
+
     def build(self, upsampler: str, num_classes: int, weights: str | None) -> nn.Module:
         """The network for so many classes."""
         if self.network == "segformer":
-            return SegFormer(self.backbone, num_classes, upsampler, channels=self.channels, weights=weights)
+            options: dict[str, Any] = {"channels": self.channels, "weights": weights, "frozen": self.frozen}
+            return SegFormer(self.backbone, num_classes, upsampler, **options)
+        if self.network == "segnet" and self.frozen:
+            raise ValueError(
+                "frozen must be False for network 'segnet', whose decoder is trained with its trunk, got True"
+            )
         if self.network == "segnet":
             return SegNet(num_classes, upsampler, trunk=self.backbone, weights=weights)
         raise ValueError(f"network must be 'segformer' or 'segnet', got {self.network!r}")
@@ -187,26 +205,15 @@ class Segmentation(Recipe):
     def optimizer(
         self, model: nn.Module, steps: int
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """AdamW or SGD with a higher rate for the head and no decay on norms."""
+        """Of the recipe's name, with a higher rate for the head and no decay on norms."""
         factors = self.head_factor, self.head_factor * self.upsampler_factor
         groups = parameter_groups(model, self.learning_rate, *factors, self.weight_decay)
-        if self.algorithm == "adamw":
-            optimizer = torch.optim.AdamW(groups, self.learning_rate, betas=(0.9, 0.999))
-        elif self.algorithm == "sgd":
-            optimizer = torch.optim.SGD(groups, self.learning_rate, momentum=0.9)
-        else:
-            raise ValueError(f"algorithm must be 'adamw' or 'sgd', got {self.algorithm!r}")
+        optimizer = build_optimizer(self.algorithm, groups, self.learning_rate)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
 
     def factor(self, step: int, steps: int) -> float:
         """What the learning rates are multiplied by in a step."""
-        warm = self.warmup * steps
-        rise = min(1.0, (step + 1) / warm) if warm else 1.0
-        if self.schedule == "poly":
-            return rise * max(0.0, 1 - step / steps)
-        if self.schedule == "steps":
-            return rise * 0.1 ** sum(step >= int(part * steps) for part in (0.7, 0.9))
-        raise ValueError(f"schedule must be 'poly' or 'steps', got {self.schedule!r}")
+        return rate_factor(self.schedule, step, steps, self.warmup)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy over the labelled pixels, logits resized to the labels' size; 0 where there are none."""
@@ -218,7 +225,7 @@ class Segmentation(Recipe):
         """Number of labelled pixels."""
         return (target != IGNORED).sum()
 
-    def finish(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+    def finish(self, output: Tensor, inputs: Tensor, size: tuple[int, int]) -> Tensor:
         """The class of each pixel."""
         return F.interpolate(output, size, mode="bilinear", align_corners=False).argmax(dim=1)
 
@@ -260,27 +267,7 @@ class Segmentation(Recipe):
         return nearest(labels, self.shown_size)
 
 
-def first(samples: Dataset[Sample], count: int) -> Dataset[Sample]:
-    """The first `count` samples, all for 0."""
-    return Subset(samples, range(min(count, len(samples)))) if count else samples  # type: ignore[arg-type]
-
-
 def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Label maps `(..., H, W)` resized to the nearest pixel centres."""
     rows, columns = (nearest_indices(old, new) for old, new in zip(labels.shape[-2:], size, strict=True))
     return labels[..., rows, :][..., columns]
-
-
-def parameter_groups(
-    model: nn.Module, rate: float, head_factor: float, upsampler_factor: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Parameters by learning rate and decay: backbone or trunk, upsamplers, and the rest; norms do not decay."""
-    norms = {p for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
-    upsamplers = {p for module in model.modules() if isinstance(module, Upsampler) for p in module.parameters()}
-    backbone = set(model.get_submodule("backbone" if hasattr(model, "backbone") else "trunk").parameters())
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        factor = 1.0 if parameter in backbone else upsampler_factor if parameter in upsamplers else head_factor
-        key = rate * factor, 0.0 if parameter in norms else weight_decay
-        groups.setdefault(key, []).append(parameter)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]

@@ -6,12 +6,9 @@ Photos stream one by one. What is finished is whole on the disk, and a photo tha
 from __future__ import annotations
 
 import io
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +16,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from fadeup.checkpoint import load_weights, read_about, write
-from fadeup.data.labelled import SUFFIXES, distinct_colours, read_photo
+from fadeup.data.labelled import distinct_colours, read_photo
+from fadeup.data.matting import png
 from fadeup.data.transforms import TestTransform
 from fadeup.engine.evaluation import evaluating
 from fadeup.models import SegFormer
-from fadeup.models.weights import IMAGENET
-from fadeup.recipes import RECIPES, Recipe, Segmentation
+from fadeup.predict.photos import LABELS, check_photo, failure, plan, write_result
+from fadeup.predict.trained import load_trained, weights_file
+from fadeup.recipes import Segmentation
 
-RESULTS = (".label.png", ".overlay.png")
 STRIP = 2**22  # logits held at once in the photo's size
 HUGGING_FACE_SIDE = 512  # the short side that most of its SegFormers were trained on
 
@@ -61,11 +58,11 @@ def load_segmenter(model: str | Path, device: str | torch.device = "cpu", *, res
     """A network that `fadeup train` has trained, or a SegFormer of Hugging Face, in evaluation mode.
 
     Args:
-        model: Run folder, its `model.safetensors`, or a SegFormer's folder or name on the Hugging Face hub, which is
-            taken with ImageNet's normalisation.
+        model: Name of a network that ships with the package, run folder, its `model.safetensors`, or a SegFormer's
+            folder or name on the Hugging Face hub, which is taken with ImageNet's normalisation.
         device: Where the network is put.
-        resize: Short side to which photos are resized; 0 for that of the test pictures in the recipe, or for 512 with
-            a SegFormer of Hugging Face.
+        resize: Short side to which photos are resized; 0 for that of the test pictures in the recipe, which are then
+            prepared as `fadeup eval` does, or for 512 with a SegFormer of Hugging Face.
 
     Raises:
         FileNotFoundError: There is no such model, or its training is not finished.
@@ -75,98 +72,17 @@ def load_segmenter(model: str | Path, device: str | torch.device = "cpu", *, res
     if path is None:
         network = SegFormer.from_pretrained(str(model), "bilinear")
         classes, palette = tuple(network.classes or ()), distinct_colours(len(network.classes or ()))
-        recipe, (mean, std), size = None, IMAGENET, resize or HUGGING_FACE_SIDE
+        recipe, transform = None, TestTransform(resize or HUGGING_FACE_SIDE)  # ImageNet's normalisation
     else:
         network, recipe, about = load_trained(path)
         if not isinstance(recipe, Segmentation):
             raise ValueError(f"{model} must be a segmentation network, got one of {recipe.task}")
         classes, palette = tuple(about["classes"]), np.array(about["palette"], np.uint8)
-        mean, std = about["mean"], about["std"]
-        size = resize or ((recipe.size, recipe.size) if recipe.size else recipe.resize or None)
+        transform = recipe.test_transform()
+        if resize:
+            transform = TestTransform(resize, mean=about["mean"], std=about["std"])
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Segmenter(network, TestTransform(size, mean=mean, std=std).prepare, classes, palette, recipe)
-
-
-def load_trained(path: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
-    """The network of a `model.safetensors`, its recipe, and what the file says of them.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: `fadeup train` did not write it, or a version whose recipes were others.
-    """
-    about = read_about(path)
-    try:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["recipe"].items()}
-        recipe = RECIPES[about["task"]](**fields)
-    except (KeyError, TypeError) as error:
-        version = about.get("fadeup", "unknown")
-        raise ValueError(f"{path} must be of a recipe of this version, got one of fadeup {version}: {error}") from error
-    if isinstance(recipe, Segmentation):
-        network = recipe.build(about["upsampler"], len(about["classes"]), None)
-    else:
-        network = recipe.model(about["upsampler"])
-    load_weights(path, network)
-    return network.eval(), recipe, about
-
-
-def weights_file(model: str | Path) -> Path | None:
-    """The file of a trained network's weights, for its run folder or itself; None for what Hugging Face may know.
-
-    Raises:
-        FileNotFoundError: There is no such model, or its training is not finished.
-        ValueError: It is a file of another kind.
-    """
-    path = Path(model)
-    rule = f"model must be a run folder, a .safetensors file or a SegFormer of Hugging Face, got {str(model)!r}"
-    if path.is_dir() and _is_hugging_face(path):
-        return None
-    if path.is_dir():
-        file = path / "model.safetensors"
-        if not file.is_file():
-            raise FileNotFoundError(f"{rule}, without model.safetensors; fadeup train writes it when it has finished")
-        return file
-    if path.suffix == ".safetensors":
-        return path
-    if path.exists():
-        raise ValueError(f"{rule}, another kind of file")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) or path.parent.is_dir():
-        raise FileNotFoundError(f"{rule}, which does not exist")
-    return None
-
-
-def _is_hugging_face(folder: Path) -> bool:
-    try:
-        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
-def find_photos(paths: Sequence[str | Path]) -> list[Path]:
-    """Files as they are, folders as the photos in them by name, each photo once.
-
-    In a folder, hidden files and the results of an earlier prediction are passed over, and folders within it too.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: A folder holds no photos, or no paths are given.
-    """
-    found: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"photos must be files or folders, got {path}, which does not exist")
-        photos = sorted(entry for entry in path.iterdir() if _is_photo(entry)) if path.is_dir() else [path]
-        if not photos:
-            raise ValueError(f"{path} must hold photos ({', '.join(SUFFIXES)}), got none")
-        for photo in photos:
-            found.setdefault(photo.resolve(), photo)
-    if not found:
-        raise ValueError("photos must be at least one, got none; name files or folders")
-    return list(found.values())
-
-
-def _is_photo(path: Path) -> bool:
-    name = path.name.lower()
-    return name.endswith(SUFFIXES) and not name.startswith(".") and not name.endswith(RESULTS) and path.is_file()
+    return Segmenter(network, transform.prepare, classes, palette, recipe)
 
 
 @torch.no_grad()
@@ -191,7 +107,7 @@ def segment_photo(
         ValueError: The photo is no such tensor, or the logits are not of that shape, not finite, or of more classes
             than a label map with 255 as "ignored" holds.
     """
-    _check_photo(photo)
+    check_photo(photo)
     with evaluating(model):
         logits = model(transform(photo)[None].to(device))
     if logits.ndim != 4 or len(logits) != 1 or 0 in logits.shape:
@@ -237,7 +153,7 @@ def overlay(photo: Tensor, labels: Tensor, palette: np.ndarray, opacity: float =
     Raises:
         ValueError: Sizes differ, a label is not in the palette, or `opacity` is outside 0–1.
     """
-    _check_photo(photo)
+    check_photo(photo)
     _check_palette(palette)
     if labels.shape != photo.shape[1:] or labels.dtype != torch.uint8:
         wanted = tuple(photo.shape[1:])
@@ -317,65 +233,30 @@ def segment_photos(
         raise ValueError(f"classes must be {len(palette)} names, one for each colour of palette, got {len(classes)}")
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be 0 to 1, got {opacity}")
-    planned = _plan([Path(photo) for photo in photos], Path(out), overwrite)
+    files = [Path(photo) for photo in photos]
+    planned = plan(files, Path(out), LABELS, overwrite)
     Path(out).mkdir(parents=True, exist_ok=True)
     results = []
-    for photo, label, coloured in planned:
+    for photo, (label, coloured) in zip(files, planned, strict=True):
         shares, error = {}, ""
         try:
             pixels = read_photo(photo)
             labels = segment_photo(model, pixels, transform, device=device)
             picture = overlay(pixels, labels, palette, opacity)
         except (ValueError, OSError, RuntimeError, MemoryError) as problem:
-            error = str(problem) if photo.name in str(problem) else f"{photo}: {problem or type(problem).__name__}"
+            error = failure(photo, problem)
         else:
-            _write(label, _label_png(labels, palette))
-            _write(coloured, _png(Image.fromarray(picture.permute(1, 2, 0).numpy())))
+            write_result(label, _label_png(labels, palette))
+            write_result(coloured, png(picture.permute(1, 2, 0).numpy()))
             shares = _shares(labels, classes)
         results.append(PhotoResult(photo, label, coloured, shares, error))
         on_photo(results[-1])
     return results
 
 
-def _plan(photos: list[Path], out: Path, overwrite: bool) -> list[tuple[Path, Path, Path]]:
-    """Each photo with the names of its two results, none of which is another photo's or, unless asked, there."""
-    stems: dict[str, Path] = {}
-    for photo in photos:
-        other = stems.setdefault(photo.stem.casefold(), photo)  # some file systems know no case
-        if other is not photo:
-            raise ValueError(
-                f"photos must have different names without suffix, got {other} and {photo}; "
-                "rename one, or predict them into different folders"
-            )
-    planned = [(photo, out / (photo.stem + RESULTS[0]), out / (photo.stem + RESULTS[1])) for photo in photos]
-    targets = [target for _, *pair in planned for target in pair]
-    inputs = {photo.resolve() for photo in photos}
-    for target in targets:
-        if target.resolve() in inputs:
-            raise ValueError(f"{out} must be another folder, got one where {target.name} is itself a photo to predict")
-    there = [target for target in targets if target.exists()]
-    if there and not overwrite:
-        raise ValueError(
-            f"{out} must not hold these photos' results, got {there[0].name} and {len(there) - 1} more; "
-            "set overwrite or choose another folder"
-        )
-    return planned
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write(path, content)
-    except OSError as error:
-        raise OSError(f"{path} must be a file that can be written, got {error}") from error
-
-
 def _label_png(labels: Tensor, palette: np.ndarray) -> bytes:
     image = Image.fromarray(labels.numpy())
     image.putpalette(palette.tobytes())
-    return _png(image)
-
-
-def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
@@ -385,11 +266,6 @@ def _shares(labels: Tensor, classes: Sequence[str]) -> dict[str, float]:
     counts = torch.bincount(labels.flatten(), minlength=len(classes))
     order = [int(index) for index in counts.argsort(descending=True, stable=True)]
     return {classes[index]: int(counts[index]) / labels.numel() for index in order if counts[index]}
-
-
-def _check_photo(photo: Tensor) -> None:
-    if photo.dtype != torch.uint8 or photo.ndim != 3 or len(photo) != 3 or 0 in photo.shape:
-        raise ValueError(f"photo must be uint8 (3, height, width), got {photo.dtype} {tuple(photo.shape)}")
 
 
 def _check_palette(palette: np.ndarray) -> None:

@@ -1,0 +1,125 @@
+"""Networks that `fadeup train` has written, and those that ship with the package."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import fadeup
+from fadeup.checkpoint import load_weights, read_about, save_weights
+from fadeup.recipes import RECIPES, Recipe
+
+ASSETS = Path(__file__).parent.parent / "assets"
+"""Holds `models.json` and the files that it lists."""
+
+
+def save_trained(
+    path: Path, recipe: Recipe, network: nn.Module, *, upsampler: str, seed: int, scores: dict[str, float]
+) -> dict[str, Any]:
+    """Write a trained network's weights with all that is needed to use them.
+
+    Returns:
+        What the file says of the network.
+    """
+    about = {
+        "fadeup": fadeup.__version__,
+        "task": recipe.task,
+        "recipe": asdict(recipe),
+        "upsampler": upsampler,
+        "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "scores": scores,
+        **recipe.description(),
+    }
+    save_weights(path, network, about)
+    return about
+
+
+def load_trained(path: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
+    """The network of a `model.safetensors`, its recipe, and what the file says of them.
+
+    A file may leave out a frozen trunk, which is then built with the weights that it started from.
+
+    Raises:
+        FileNotFoundError: There is no such file, or the trunk's weights are not within reach.
+        ValueError: `fadeup train` did not write it, or a version whose recipes were others.
+        ModuleNotFoundError: A package that holds the network or its trunk's weights is missing.
+    """
+    about = read_about(path)
+    try:
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["recipe"].items()}
+        recipe = RECIPES[about["task"]](**fields)
+    except (KeyError, TypeError) as error:
+        version = about.get("fadeup", "unknown")
+        raise ValueError(f"{path} must be of a recipe of this version, got one of fadeup {version}: {error}") from error
+    without = about.get("without", {})
+    network = recipe.rebuild(about["upsampler"], about, without.get("weights"))
+    load_weights(path, network, without=without.get("prefix", ""))
+    return network.eval(), recipe, about
+
+
+def shipped(task: str | None = None) -> dict[str, dict[str, Any]]:
+    """The trained networks that ship with this version: their entries in `assets/models.json`, by name.
+
+    Args:
+        task: Of the recipe that they were trained by; None for all.
+    """
+    file = ASSETS / "models.json"
+    entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return {entry["name"]: entry for entry in entries if task in (None, entry["task"])}
+
+
+def default_model(name: str) -> str:
+    """The name, where a network of that name ships with this version.
+
+    Raises:
+        ValueError: None does.
+    """
+    if name not in shipped():
+        raise ValueError("model must be given, got none; no trained network ships with this version")
+    return name
+
+
+def weights_file(model: str | Path) -> Path | None:
+    """The file of a trained network's weights; None for what Hugging Face may know.
+
+    Args:
+        model: Name of a network that ships with the package (a folder of that name is `./name`), run folder, or the
+            file itself.
+
+    Raises:
+        FileNotFoundError: There is no such model, or its training is not finished.
+        ValueError: It is a file of another kind.
+    """
+    ours = shipped()
+    if str(model) in ours:
+        return ASSETS / ours[str(model)]["file"]
+    path = Path(model)
+    rule = f"model must be a run folder, a .safetensors file or a SegFormer of Hugging Face, got {str(model)!r}"
+    if path.is_dir() and _is_hugging_face(path):
+        return None
+    if path.is_dir():
+        file = path / "model.safetensors"
+        if not file.is_file():
+            raise FileNotFoundError(f"{rule}, without model.safetensors; fadeup train writes it when it has finished")
+        return file
+    if path.suffix == ".safetensors":
+        return path
+    if path.exists():
+        raise ValueError(f"{rule}, another kind of file")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) or path.parent.is_dir():
+        names = f"; {', '.join(ours)} ship with this version" if ours else ""
+        raise FileNotFoundError(f"{rule}, which does not exist{names}")
+    return None
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
