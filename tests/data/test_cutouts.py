@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-# Its test_list and TestEntry would be collected as tests, were they imported by name.
+# Its composites and Composite would be collected as tests, were they imported by name.
 from fadeup.data import cutouts as module
 from fadeup.data.cutouts import FOLDERS, LIST, OBTAIN, SHARE, cutouts
 from fadeup.data.matting import read_foreground
@@ -75,17 +75,17 @@ def test_training_has_cutouts_with_their_own_alpha_and_backgrounds(share):
 
 
 def test_each_cutout_meets_each_background_in_the_test_list():
-    entries = module.test_list()
+    entries = module.composites()
     assert len(entries) == 200
     assert [entry.seed for entry in entries] == list(range(200))
     assert len({entry.name for entry in entries}) == 200
     assert set(Counter(entry.foreground for entry in entries).values()) == {5}
     assert set(Counter(entry.background for entry in entries).values()) == {40}
-    assert entries == module.test_list()
+    assert entries == module.composites()
 
 
 def test_composites_follow_the_test_list(share):
-    first, *_, last = module.test_list()
+    first, *_, last = module.composites()
     for entry, colour in ((first, (255, 0, 0, 255)), (last, (0, 255, 0, 255))):
         picture = Image.new("RGBA", (64, 64))
         picture.paste(colour, (16, 16, 48, 48))
@@ -93,7 +93,7 @@ def test_composites_follow_the_test_list(share):
         Image.new("RGB", (300, 300), "blue").save(share / FOLDERS["backgrounds"] / entry.background)
     data = cutouts("test", share)
     assert (len(data), data.side) == (200, 256)
-    assert data.names == [entry.name for entry in module.test_list()]
+    assert data.names == [entry.name for entry in module.composites()]
     for index, channel in ((0, 0), (199, 1)):
         image, alpha, trimap = data[index]
         assert (image.shape, alpha.shape, trimap.shape) == ((3, 256, 256), (256, 256), (256, 256))

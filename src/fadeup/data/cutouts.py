@@ -30,7 +30,7 @@ SIDE = 256
 
 
 @dataclass(frozen=True)
-class TestEntry:
+class Composite:
     """A composite for testing: its name, the files as the list names them, and the seed of `compose_test`."""
 
     name: str
@@ -44,7 +44,7 @@ def cutouts(split: Literal["train"], source: str | Path | None = None) -> tuple[
 @overload
 def cutouts(split: Literal["test"], source: str | Path | None = None) -> ComposedImages: ...
 def cutouts(split: str, source: str | Path | None = None) -> tuple[list[Foreground], list[Path]] | ComposedImages:
-    """Cut-outs and backgrounds to train on, or the 200 composites of `test_list`.
+    """Cut-outs and backgrounds to train on, or the 200 composites of `composites`.
 
     Args:
         split: `"train"` or `"test"`.
@@ -66,15 +66,15 @@ def cutouts(split: str, source: str | Path | None = None) -> tuple[list[Foregrou
     cut = {name: Foreground(path.stem, path) for name, path in foregrounds.items()}
     if split == "train":
         return list(cut.values()), list(backgrounds.values())
-    items = [(entry.name, cut[entry.foreground], backgrounds[entry.background], entry.seed) for entry in test_list()]
+    items = [(entry.name, cut[entry.foreground], backgrounds[entry.background], entry.seed) for entry in composites()]
     return ComposedImages(items, side=SIDE)
 
 
-def test_list() -> list[TestEntry]:
+def composites() -> list[Composite]:
     """The 200 composites for test: each of 40 cut-outs on each of 5 backgrounds, numbered by their seeds."""
     pairs = [(front, back) for front in _names("foregrounds", "test") for back in _names("backgrounds", "test")]
     return [
-        TestEntry(f"{Path(front).stem}-{Path(back).stem}", front, back, seed)
+        Composite(f"{Path(front).stem}-{Path(back).stem}", front, back, seed)
         for seed, (front, back) in enumerate(pairs)
     ]
 

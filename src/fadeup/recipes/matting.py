@@ -24,7 +24,7 @@ from fadeup.metrics.matting import matting_statistics
 from fadeup.models.matting import MattingNet
 from fadeup.models.weights import normalisation
 from fadeup.recipes.optimizer import build_optimizer, parameter_groups, rate_factor
-from fadeup.recipes.recipe import WEIGHTS, Metric, Recipe, Split, first
+from fadeup.recipes.recipe import KERNELS_FROM, WEIGHTS, Metric, Recipe, Split, evenly_spaced, first
 
 MULTIPLE = 16
 """Sides of pictures are padded to it, as the authors do."""
@@ -66,17 +66,7 @@ class Matting(Recipe):
         Metric("conn", "Conn", "lower", 3),
     )
     upsamplers: ClassVar[tuple[str, ...]] = ("bilinear", "carafe", "indexnet", "a2u", "fade")
-    notes: ClassVar[dict[str, str]] = {
-        "carafe": "kernels from decoder",
-        "b1": "kernels from encoder",
-        "b2": "kernels from decoder",
-        "b3": "from both, naive",
-        "b4": "from both, semi-shift",
-        "b5": "semi-shift, skip",
-        "b6": "semi-shift, gate",
-        "fade": "semi-shift, gate",
-        "fade_lite": "depthwise, gate",
-    }
+    notes: ClassVar[dict[str, str]] = KERNELS_FROM
     paper: ClassVar[dict[str, dict[str, float]]] = {
         name: dict(zip(("sad", "mse", "grad", "conn"), values, strict=True))
         for name, values in {
@@ -244,8 +234,7 @@ class Matting(Recipe):
 
     def show(self, data: Split) -> list[int]:
         """Six test pictures, evenly spaced over the set."""
-        count = len(data.test)  # type: ignore[arg-type]
-        return sorted({int(place) for place in np.linspace(0, count - 1, min(6, count))})
+        return evenly_spaced(data.test, 6)
 
     def picture(self, prediction: Tensor) -> np.ndarray:
         """Grey, 0–255."""

@@ -44,6 +44,18 @@ class Split:
 
 
 WEIGHTS = {None: "from scratch", "imagenet": "ImageNet weights", "hed": "weights of an edge detector (HED, BSDS500)"}
+KERNELS_FROM = {
+    "carafe": "kernels from decoder",
+    "b1": "kernels from encoder",
+    "b2": "kernels from decoder",
+    "b3": "from both, naive",
+    "b4": "from both, semi-shift",
+    "b5": "semi-shift, skip",
+    "b6": "semi-shift, gate",
+    "fade": "semi-shift, gate",
+    "fade_lite": "depthwise, gate",
+}
+"""What stands beside upsamplers in tables: where their kernels come from, and what else lets details through."""
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -178,3 +190,9 @@ class Recipe:
 def first(samples: Dataset[Sample], count: int) -> Dataset[Sample]:
     """The first `count` samples, all for 0."""
     return Subset(samples, range(min(count, len(samples)))) if count else samples  # type: ignore[arg-type]
+
+
+def evenly_spaced(samples: Dataset[Sample], count: int) -> list[int]:
+    """Indices of at most `count` samples, from the first to the last."""
+    size = len(samples)  # type: ignore[arg-type]
+    return sorted({int(place) for place in np.linspace(0, size - 1, min(count, size))})

@@ -27,7 +27,7 @@ from fadeup.metrics.segmentation import boundary_statistics, iou_statistics, mea
 from fadeup.models import SegFormer, SegNet
 from fadeup.models.weights import normalisation
 from fadeup.recipes.optimizer import build_optimizer, parameter_groups, rate_factor
-from fadeup.recipes.recipe import WEIGHTS, Metric, Recipe, Split, first
+from fadeup.recipes.recipe import KERNELS_FROM, WEIGHTS, Metric, Recipe, Split, evenly_spaced, first
 
 
 def percent(means: np.ndarray) -> np.ndarray:
@@ -69,17 +69,7 @@ class Segmentation(Recipe):
         Metric("biou", "boundary IoU %", "higher", 2, percent),
     )
     upsamplers: ClassVar[tuple[str, ...]] = ("bilinear", "carafe", "fade")
-    notes: ClassVar[dict[str, str]] = {
-        "carafe": "kernels from decoder",
-        "b1": "kernels from encoder",
-        "b2": "kernels from decoder",
-        "b3": "from both, naive",
-        "b4": "from both, semi-shift",
-        "b5": "semi-shift, skip",
-        "b6": "semi-shift, gate",
-        "fade": "semi-shift, gate",
-        "fade_lite": "depthwise, gate",
-    }
+    notes: ClassVar[dict[str, str]] = KERNELS_FROM
     shown: ClassVar[str] = "Test pictures, evenly spaced over the set"
     load: ClassVar[Callable[..., LabelledImages]]
     splits: ClassVar[tuple[str, str]] = ("train", "val")
@@ -239,8 +229,7 @@ class Segmentation(Recipe):
 
     def show(self, data: Split) -> list[int]:
         """Six test pictures, evenly spaced over the set."""
-        count = len(data.test)  # type: ignore[arg-type]
-        return sorted({int(place) for place in np.linspace(0, count - 1, min(6, count))})
+        return evenly_spaced(data.test, 6)
 
     def picture(self, prediction: Tensor) -> np.ndarray:
         """Classes in their colours, ignored pixels black."""
