@@ -76,6 +76,7 @@ def parametrize(languages: tuple[str, ...]):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")  # a checkout's pictures
     torch.manual_seed(0)
     return tmp_path
 
