@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from fadeup.cli.predict import MATTER
 from fadeup.data.labelled import read_photo
@@ -22,12 +20,9 @@ panels = {
     "alpha": alpha.numpy(),
     "before another background": composite_on(photo, alpha, read_background("#2f6f9f")),
 }
-figure = Figure(figsize=(12, 2.6), layout="constrained")
+figure = Figure(figsize=(12, 2.5), layout="constrained")
 for axis, (title, picture) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
     axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
     axis.set_title(title, fontsize=10)
     axis.set_axis_off()
 figure.savefig(IMAGES / "matte.png", dpi=120)
-size = Image.open(IMAGES / "matte.png").convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
-size.save(IMAGES / "matte.png", optimize=True)
-print(np.array(size).shape, (IMAGES / "matte.png").stat().st_size)

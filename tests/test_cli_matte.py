@@ -12,6 +12,7 @@ from PIL import Image
 
 from fadeup.checkpoint import save_weights
 from fadeup.cli import main
+from fadeup.cli.predict import MATTER
 from fadeup.data.labelled import read_photo
 from fadeup.data.landcover import ASSETS
 from fadeup.data.matting import UNKNOWN
@@ -117,12 +118,12 @@ def test_the_shipped_network_is_the_default(model, place, capsys, monkeypatch):
     command = ["photos/a.jpg", "--trimap", "trimaps"]
     assert predict(*command) == 2
     assert "model must be given, got none; no trained network ships with this version" in capsys.readouterr().err
-    entry = {"name": "matting-fade", "task": "cutouts", "file": "matting-fade.safetensors"}
+    entry = {"name": MATTER, "task": "cutouts", "file": "some.safetensors"}
     (place / "models.json").write_text(json.dumps([entry]))
     shutil.copy(model, place / entry["file"])
     assert predict(*command) == 0
     assert predict(*command, "--model", "matting-b") == 2
-    assert "got 'matting-b', which does not exist; matting-fade ship with this version" in capsys.readouterr().err
+    assert f"got 'matting-b', which does not exist; {MATTER} ship with this version" in capsys.readouterr().err
 
 
 def test_networks_of_other_tasks_are_refused(place, capsys):

@@ -53,7 +53,7 @@ def test_land_cover_scores_what_the_list_says(name):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", list(shipped("cutouts")))
+@pytest.mark.parametrize("name", [MATTER])
 def test_matting_scores_what_the_list_says(name):
     network, recipe, about = load_trained(ASSETS / shipped()[name]["file"])
     try:
