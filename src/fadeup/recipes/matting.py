@@ -23,15 +23,15 @@ from fadeup.losses import alpha_loss, composition_loss, laplacian_loss
 from fadeup.metrics.matting import matting_statistics
 from fadeup.models.matting import MattingNet
 from fadeup.models.weights import normalisation
-from fadeup.recipes.optimizer import build_optimizer, parameter_groups, rate_factor
-from fadeup.recipes.recipe import KERNELS_FROM, WEIGHTS, Metric, Recipe, Split, evenly_spaced, first
+from fadeup.recipes.optimizer import Scheduled
+from fadeup.recipes.recipe import KERNELS_FROM, WEIGHTS, Metric, Split, evenly_spaced, first
 
 MULTIPLE = 16
 """Sides of pictures are padded to it, as the authors do."""
 
 
 @dataclass(frozen=True)
-class Matting(Recipe):
+class Matting(Scheduled):
     """Base of the matting recipes; the upsampler alone changes.
 
     Args:
@@ -151,10 +151,6 @@ class Matting(Recipe):
         """The test pictures; those for training need not be there."""
         return first(self.test_set(), self.test_images)
 
-    def steps(self, data: Split) -> int:
-        """`iterations`, or the epochs' steps."""
-        return self.iterations or super().steps(data)
-
     def prepare(self, sample: Sample) -> Sample:
         """The network's input `(4, H', W')`, and alpha and trimap `(2, H, W)` in 0–1."""
         image, alpha, trimap = sample
@@ -183,16 +179,6 @@ class Matting(Recipe):
     def rebuild(self, upsampler: str, description: dict[str, Any], weights: str | None = None) -> nn.Module:
         """The network; the data need not be there."""
         return self.build(upsampler, weights)
-
-    def optimizer(
-        self, model: nn.Module, steps: int
-    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """Of the recipe's name, with rates of their own for the trunk, the upsamplers and the rest."""
-        factors = self.head_factor, self.head_factor * self.upsampler_factor
-        groups = parameter_groups(model, self.learning_rate, *factors, self.weight_decay)
-        optimizer = build_optimizer(self.algorithm, groups, self.learning_rate)
-        factor = lambda step: rate_factor(self.schedule, step, steps, self.warmup)  # noqa: E731
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Alpha and composition loss, and Laplacian loss where it has a weight.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from fadeup.recipes.recipe import Recipe, Split
 from fadeup.upsamplers import Upsampler
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -75,3 +77,34 @@ def parameter_groups(
             key = rate * factor, 0.0 if parameter in norms else weight_decay
             groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+@dataclass(frozen=True)
+class Scheduled(Recipe):
+    """Recipes whose fields name optimizer, schedule and length; each says in its own words what they mean."""
+
+    iterations: int = 0
+    algorithm: str = "adamw"
+    learning_rate: float = 1e-4
+    head_factor: float = 10.0
+    upsampler_factor: float = 1.0
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    schedule: str = "poly"
+
+    def steps(self, data: Split) -> int:
+        """`iterations`, or the epochs' steps."""
+        return self.iterations or super().steps(data)
+
+    def optimizer(
+        self, model: nn.Module, steps: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """Of the recipe's name, with rates of their own for the backbone, the upsamplers and the rest."""
+        factors = self.head_factor, self.head_factor * self.upsampler_factor
+        groups = parameter_groups(model, self.learning_rate, *factors, self.weight_decay)
+        optimizer = build_optimizer(self.algorithm, groups, self.learning_rate)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied by in a step."""
+        return rate_factor(self.schedule, step, steps, self.warmup)

@@ -26,8 +26,8 @@ from fadeup.data.transforms import TestTransform, TrainTransform, nearest_indice
 from fadeup.metrics.segmentation import boundary_statistics, iou_statistics, mean_iou
 from fadeup.models import SegFormer, SegNet
 from fadeup.models.weights import normalisation
-from fadeup.recipes.optimizer import build_optimizer, parameter_groups, rate_factor
-from fadeup.recipes.recipe import KERNELS_FROM, WEIGHTS, Metric, Recipe, Split, evenly_spaced, first
+from fadeup.recipes.optimizer import Scheduled
+from fadeup.recipes.recipe import KERNELS_FROM, WEIGHTS, Metric, Split, evenly_spaced, first
 
 
 def percent(means: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def percent(means: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Segmentation(Recipe):
+class Segmentation(Scheduled):
     """Base of the segmentation recipes; the upsampler alone changes.
 
     Args:
@@ -127,10 +127,6 @@ class Segmentation(Recipe):
         """Test pictures with their labels; the training pictures need not be there."""
         return first(self.labelled(self.splits[1]), self.test_images)
 
-    def steps(self, data: Split) -> int:
-        """`iterations`, or the epochs' steps."""
-        return self.iterations or super().steps(data)
-
     @cached_property
     def about(self) -> tuple[tuple[str, ...], np.ndarray]:
         """Names and colours of the classes."""
@@ -191,19 +187,6 @@ class Segmentation(Recipe):
         if self.network == "segnet":
             return SegNet(num_classes, upsampler, trunk=self.backbone, weights=weights)
         raise ValueError(f"network must be 'segformer' or 'segnet', got {self.network!r}")
-
-    def optimizer(
-        self, model: nn.Module, steps: int
-    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """Of the recipe's name, with a higher rate for the head and no decay on norms."""
-        factors = self.head_factor, self.head_factor * self.upsampler_factor
-        groups = parameter_groups(model, self.learning_rate, *factors, self.weight_decay)
-        optimizer = build_optimizer(self.algorithm, groups, self.learning_rate)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
-
-    def factor(self, step: int, steps: int) -> float:
-        """What the learning rates are multiplied by in a step."""
-        return rate_factor(self.schedule, step, steps, self.warmup)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy over the labelled pixels, logits resized to the labels' size; 0 where there are none."""
