@@ -159,6 +159,17 @@ def test_head_with_the_authors_weights(golden, name, grad):
     torch.testing.assert_close(logits.detach(), data.outputs["logits"], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("prefix", ["decode_head.", "module.decode_head."])
+def test_head_from_a_file_of_a_network_trained_in_parallel(golden, prefix, tmp_path):
+    data = golden("segformer-head-fade-0")
+    network = {f"module.decode_head.{key}": value for key, value in data.state.items()}
+    torch.save({"meta": {"epoch": 3}, "state_dict": network | {"module.backbone.x": torch.ones(1)}}, tmp_path / "n.pth")
+    head = SegFormerHead((8, 12, 16, 20), 5, "fade", channels=16).eval()
+    head.load_official(tmp_path / "n.pth", prefix=prefix)
+    logits = head([data.inputs[f"c{level}"] for level in (1, 2, 3, 4)])
+    torch.testing.assert_close(logits, data.outputs["logits"], atol=1e-5, rtol=1e-5)
+
+
 def test_official_weights_that_do_not_fit(golden):
     state = golden("segformer-head-fade-0").state
     head = SegFormerHead((8, 12, 16, 20), 5, "fade", channels=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from fadeup.functional import check_count, check_map
 from fadeup.models import segformer_inference as inference
 from fadeup.models.weights import hugging_face, is_mit, load_backbone, needed
 from fadeup.upsamplers import Bilinear, build_upsampler, load_official, resolve
+from fadeup.upsamplers.official import read_state, select
 
 DEPTHS = ((2, 2, 2, 2), (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 18, 3), (3, 8, 27, 3), (3, 6, 40, 3))
 """Blocks of each stage of MiT-B0 to B5."""
@@ -211,22 +213,26 @@ class SegFormerHead(nn.Module):
         x = torch.cat([*self._upsampled(projected), projected[0]], dim=1)
         return self.classify(self.dropout(F.relu(self.norm(self.fuse(x)))))
 
-    def load_official(self, state_dict: Mapping[str, Tensor], *, prefix: str = "decode_head.") -> None:
+    def load_official(
+        self, state_dict: Mapping[str, Any] | str | os.PathLike[str], *, prefix: str = "decode_head."
+    ) -> None:
         """Load the head of a checkpoint of the authors' public code.
 
         Args:
-            state_dict: Under the authors' names: linear_c1 to linear_c4, linear_fuse, linear_pred, upsamplers.
+            state_dict: A dictionary or a file, as in `fadeup.load_official`, under the authors' names: linear_c1 to
+                linear_c4, linear_fuse, linear_pred, upsamplers.
             prefix: Takes the keys that start so, without it.
 
         Raises:
-            ValueError: Names or shapes do not fit.
+            ValueError: The file cannot be read, or names or shapes do not fit.
+            FileNotFoundError: There is no such file.
         """
+        state = select(read_state(state_dict), prefix)
         own = {key: value for key, value in self.state_dict().items() if not key.startswith("upsamplers.")}
         given = {}
-        for key, value in state_dict.items():
-            name = key.removeprefix(prefix)
+        for name, value in state.items():
             start = next((start for start in OFFICIAL_KEYS if name.startswith(start)), None)
-            if key.startswith(prefix) and start is not None:
+            if start is not None:
                 given[OFFICIAL_KEYS[start] + name.removeprefix(start)] = value
         for key, value in own.items():
             if key in given and key.startswith("project."):
@@ -237,7 +243,7 @@ class SegFormerHead(nn.Module):
                     f"state_dict must hold {tuple(value.shape)} for {key}, got {got}; set prefix or channels"
                 )
         for index, upsampler in enumerate(self.upsamplers):
-            load_official(upsampler, state_dict, prefix=f"{prefix}upsamplers.{index}.")
+            load_official(upsampler, state, prefix=f"upsamplers.{index}.")
         self.load_state_dict({key: given.get(key, value) for key, value in own.items()}, strict=False)
 
     def _upsampled(self, projected: list[Tensor]) -> list[Tensor]:

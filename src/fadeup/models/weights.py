@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fadeup.upsamplers.official import read_state
+
 Triple = tuple[float, float, float]
 
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -91,7 +93,7 @@ def load_backbone(module: nn.Module, backbone: str, weights: str | Path | None) 
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .pth, .pt or .safetensors file, by name; a `state_dict` or `model` inside is opened.
+    """The tensors of a .pth, .pt or .safetensors file, by name, as `fadeup.upsamplers.official.read_state` finds them.
 
     Raises:
         ValueError: The file is of another kind, damaged, or holds more than tensors.
@@ -100,22 +102,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     file = Path(path)
     if file.suffix not in SUFFIXES:
         raise ValueError(f"weights must be None, 'imagenet', 'hed' or a file {', '.join(SUFFIXES)}, got {str(path)!r}")
-    if not file.is_file():
-        raise FileNotFoundError(f"weights must be a file that exists, got {str(path)!r}")
-    try:
-        if file.suffix == ".safetensors":
-            return needed("safetensors.torch", file.name).load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # unpickling, zip and header errors have no common class
-        raise ValueError(f"weights must be a readable file of tensors, got {str(path)!r}: {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"weights must be a dictionary of tensors, got {type(content).__name__} in {str(path)!r}")
-    return dict(content)
+    return read_state(file, "weights")
 
 
 def needed(package: str, what: str) -> Any:
