@@ -194,9 +194,7 @@ def test_what_is_no_dictionary_of_tensors(content, message):
 def test_safetensors_is_named_where_it_is_missing(tmp_path, monkeypatch):
     (tmp_path / "w.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"safetensors must be .* for 'w.safetensors'.*; pip install safe"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"safetensors must be .* for 'w.safetensors'.*; pip install safe"):
         load_official(build_upsampler("fade", 8), tmp_path / "w.safetensors")
 
 
