@@ -38,7 +38,7 @@ def test_the_real_one_has_vgg_16_s_parameters(monkeypatch):
     assert model.decoders[0][-1].out_channels == 2
 
 
-@pytest.mark.parametrize("name", ["max_unpool", "indexnet", "carafe+gate", "fade", "sapa"])
+@pytest.mark.parametrize("name", ["max_unpool", "indexnet", "carafe+gate", "fade", "sapa", "nearest", "carafe"])
 @pytest.mark.parametrize("size", [(32, 64), (65, 97)])
 def test_timm_trunk(name, size):
     pytest.importorskip("timm", reason="needs timm")
@@ -46,9 +46,9 @@ def test_timm_trunk(name, size):
     logits = model(torch.rand(2, 3, *size))
     assert logits.shape == (2, 3, *size)
     logits.sum().backward()
-    unused = ("stem.",) if name == "max_unpool" else ("none",)
+    unused = ("stem.",) if name in ("max_unpool", "nearest", "carafe") else ("none",)
     for key, parameter in model.named_parameters():
-        assert (parameter.grad is None) == key.startswith(unused), key
+        assert (parameter.grad is None) == (not parameter.requires_grad) == key.startswith(unused), key
 
 
 def test_each_upsampler_is_guided_by_the_map_that_was_pooled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fadeup.functional import check_count, check_map
 from fadeup.models.autoencoder import POOLINGS, conv_block
 from fadeup.models.segformer import timm_features
 from fadeup.models.weights import load_backbone
-from fadeup.upsamplers import A2U, IndexNet, build_upsampler, resolve
+from fadeup.upsamplers import A2U, IndexNet, MaxUnpool, build_upsampler, resolve
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Width and number of convolutions of each stage."""
@@ -31,8 +32,8 @@ class SegNet(nn.Module):
         upsampler: Key of `fadeup.UPSAMPLERS` or an alias; `"max_unpool"` is SegNet's own.
         trunk: `"vgg16_bn"`, 13 convolutions with BatchNorm and five poolings, the decoder mirroring each; or a timm
             name with features at strides 2 to 32, which are the guides (at full size a 3x3 convolution of the image
-            is, which learns only where the upsampler reads values of its guide through gradients: not with
-            max unpooling), each decoder stage then of two convolutions.
+            is, with `requires_grad=False` where no gradient reaches it: with max unpooling, and upsamplers that read
+            only the size of their guide), each decoder stage then of two convolutions.
         pooling: `"max"`, as in the papers, or `"guided"` for the pooling half of IndexNet and A2U (VGG only).
         weights: Of the trunk, as in `fadeup.models.weights.load_backbone`.
         **options: Of the upsampler.
@@ -76,6 +77,8 @@ class SegNet(nn.Module):
         self.decoders = nn.ModuleList(decoders)
         # Upsamplers last: with one seed all other layers start the same whatever the upsampler draws.
         self.upsamplers = nn.ModuleList(build_upsampler(upsampler, width, width, **options) for width in widths)
+        if self.stem is not None and (resolve(upsampler)[0] is MaxUnpool or not self.upsamplers[0].reads_encoder):
+            self.stem.requires_grad_(False)  # a parameter without gradient stops distributed training
         load_backbone(self.trunk, trunk, weights)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -91,14 +94,16 @@ class SegNet(nn.Module):
         if self.stem is not None and self.bridge is not None:
             *maps, last = self.trunk(image)
             return self.bridge(last), [self.stem(image), *maps]
-        x, guides = image, []
-        for stage, upsampler in zip(self.trunk.stages, self.upsamplers, strict=True):  # type: ignore[arg-type]
-            guides.append(stage(x))
-            if isinstance(upsampler, IndexNet | A2U) and self.pooling == "guided":
-                x = upsampler.pool(guides[-1])
-            else:
-                x = F.max_pool2d(guides[-1], 2, ceil_mode=True)
-        return x, guides
+        return self.trunk(image, [self._pool(upsampler) for upsampler in self.upsamplers])
+
+    def _pool(self, upsampler: nn.Module) -> Callable[[Tensor], Tensor]:
+        if self.pooling == "guided" and isinstance(upsampler, IndexNet | A2U):
+            return upsampler.pool
+        return _max_pool
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2, ceil_mode=True)
 
 
 class VGG(nn.Module):
@@ -114,6 +119,14 @@ class VGG(nn.Module):
             nn.Sequential(*(layer for i in range(depth) for layer in _conv_norm(before if i == 0 else width, width)))
             for (before, width), (_, depth) in zip(pairwise(widths), VGG16, strict=True)
         )
+
+    def forward(self, image: Tensor, pools: list[Callable[[Tensor], Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """The smallest map, and what each stage gave before `pools` halved it, the largest first."""
+        x, guides = image, []
+        for stage, pool in zip(self.stages, pools, strict=True):
+            guides.append(stage(x))
+            x = pool(guides[-1])
+        return x, guides
 
 
 def _conv_norm(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
