@@ -4,18 +4,22 @@
 """
 
 from fadeup.functional import reassemble, semi_shift_conv, window_dot
+from fadeup.plug import Guide, downgrade, upgrade
 from fadeup.upsamplers import UPSAMPLERS, SemiShiftConv, Upsampler, build_upsampler, load_official
 
 __version__ = "0.1.0"
 
 __all__ = [
     "UPSAMPLERS",
+    "Guide",
     "SemiShiftConv",
     "Upsampler",
     "__version__",
     "build_upsampler",
+    "downgrade",
     "load_official",
     "reassemble",
     "semi_shift_conv",
+    "upgrade",
     "window_dot",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fadeup.plug import Blend
 from fadeup.upsamplers import UPSAMPLERS, Upsampler, build_upsampler
 
 MATTING_HEAD = ((256, 32), (128, 64), (64, 128), (64, 256))
@@ -80,14 +81,14 @@ def cost_table(
 
 
 def network_cost(model: nn.Module, example: Tensor) -> Cost:
-    """Cost of a network on one example: what torch's counter sees, with `Upsampler.macs` for the upsamplers."""
+    """Cost of a network on one example: what torch's counter sees, with `macs` of upsamplers and blends."""
     from torch.utils.flop_counter import FlopCounterMode
 
     macs, handles = 0, []
     for module in model.modules():
-        if isinstance(module, Upsampler):
+        if isinstance(module, Upsampler | Blend):
 
-            def count(module: Upsampler, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            def count(module: Upsampler | Blend, inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 nonlocal macs
                 macs += module.macs(inputs[0].shape[2], inputs[0].shape[3])
 

@@ -35,6 +35,8 @@ def applies(model: nn.Module, image: Tensor) -> bool:
 
 def serves(head: Any) -> bool:
     """Whether `head_logits` knows the layers: bilinear, FADE or FADE-Lite with semi-shift and gate, none replaced."""
+    if "fadeup" in head._modules:  # the child of an upgraded one, whose own forward pass must run
+        return False
     plain = all(type(part) is nn.Conv2d for part in (*head.project, head.fuse, head.classify))
     return plain and all(
         isinstance(part, FADE) and isinstance(part.kernels, SemiShiftConv) and part.fusion.gate is not None
