@@ -27,7 +27,9 @@ def add(commands: Any) -> None:
         "class, or the metrics of its task. For matting, --out keeps each picture's alpha as a PNG and its scores in "
         "scores.csv. Under torchrun the processes share the pictures.",
     )
-    parser.add_argument("model", metavar="MODEL", help="run folder, model.safetensors, or a SegFormer of Hugging Face")
+    parser.add_argument(
+        "model", metavar="MODEL", help="run or shared folder, .safetensors, or a SegFormer of Hugging Face"
+    )
     parser.add_argument("--data", metavar="TASK", help="data set to score on (default: the one it was trained on)")
     parser.add_argument("--source", help="folder with the data set (default: as in training)")
     parser.add_argument("--test-images", type=positive, metavar="N", help="the first so many")

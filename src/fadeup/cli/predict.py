@@ -33,8 +33,8 @@ def _add_segment(kinds: Any) -> None:
     )
     _add_shared(
         segment,
-        f"run folder, model.safetensors, or a SegFormer of Hugging Face (default: {SEGMENTER}, which ships with the "
-        "package and is for satellite pictures)",
+        f"run or shared folder, model.safetensors, or a SegFormer of Hugging Face (default: {SEGMENTER}, which ships "
+        "with the package and is for satellite pictures)",
     )
     segment.add_argument("--opacity", type=float, default=0.5, metavar="PART", help="of the colours (default: 0.5)")
     segment.add_argument(
@@ -55,7 +55,7 @@ def _add_matte(kinds: Any) -> None:
         "foreground (white), and to be found out (grey). A photograph that cannot be read is named and stops no "
         "other; the exit code is 1 then.",
     )
-    _add_shared(matte, f"run folder or model.safetensors (default: {MATTER}, which ships with the package)")
+    _add_shared(matte, f"run or shared folder, or model.safetensors (default: {MATTER}, which ships with the package)")
     guides = matte.add_mutually_exclusive_group(required=True)
     guides.add_argument("--trimap", metavar="PATH", help="file, or folder with a picture of each photograph's name")
     guides.add_argument("--mask", metavar="PATH", help="the same with rough masks (white is foreground) for trimaps")

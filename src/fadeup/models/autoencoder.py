@@ -8,12 +8,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fadeup.models.pretrained import Pretrained
 from fadeup.upsamplers import A2U, IndexNet, build_upsampler, resolve
 
 POOLINGS = ("max", "guided")
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Pretrained, tags=["image-reconstruction"]):
     """Convolutional autoencoder whose upsampler is the argument.
 
         C(32) D C(64) D C(128) D C(256) C(128) U C(64) U C(32) U C(1)
@@ -51,7 +52,7 @@ class Autoencoder(nn.Module):
                 raise ValueError(f"pooling must be 'max' for {upsampler!r}, which has no pooling half, got 'guided'")
             if kind is A2U:
                 options["pooling"] = True
-        self.pooling = pooling
+        self.pooling, self.in_channels = pooling, in_channels
         self.encoders = nn.ModuleList(conv_block(a, b) for a, b in pairwise((in_channels, *channels)))
         self.bottleneck = nn.Sequential(
             conv_block(channels[-1], 2 * channels[-1]), conv_block(2 * channels[-1], channels[-1])

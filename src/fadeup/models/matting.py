@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadeup.functional import check_count, check_map
+from fadeup.models.pretrained import Pretrained
 from fadeup.models.segformer import timm_features
 from fadeup.models.segnet import check_pooling
 from fadeup.models.weights import load_backbone
@@ -21,7 +22,7 @@ RESNET34 = ((64, 3), (128, 4), (256, 4))
 """Width and number of residual blocks of the stages that are used: 11 blocks, the last stage has no place here."""
 
 
-class MattingNet(nn.Module):
+class MattingNet(Pretrained, pipeline_tag="image-segmentation", tags=["image-matting"]):
     """A2U's matting network with the upsampler of your choice.
 
         guides    g1, g2, g4, g8        maps of 1, 1/2, 1/4, 1/8, each as it is before it is pooled
@@ -66,6 +67,7 @@ class MattingNet(nn.Module):
         **options: Any,
     ):
         super().__init__()
+        self.in_channels = 4
         check_count("channels", channels)
         own = trunk == "resnet34"
         self.pooling = check_pooling(pooling, upsampler, None if own else trunk)
@@ -102,7 +104,7 @@ class MattingNet(nn.Module):
         load_backbone(self.trunk, trunk, weights)
 
     def forward(self, image: Tensor, context: Tensor | None = None) -> Tensor:
-        """Alpha `(B, 1, H, W)`, not clipped to 0–1.
+        """Alpha `(B, 1, H, W)`, not clipped to 0–1, of pictures with their trimaps `(B, 4, H, W)`.
 
         Args:
             image: `(B, 4, H, W)` of any size: RGB as normalised for the trunk, and the trimap over 255 (0, 128/255, 1).

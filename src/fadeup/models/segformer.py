@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fadeup.functional import check_count, check_map
 from fadeup.models import segformer_inference as inference
+from fadeup.models.pretrained import Pretrained, is_pretrained
 from fadeup.models.weights import hugging_face, is_mit, load_backbone, needed
 from fadeup.upsamplers import Bilinear, build_upsampler, load_official, resolve
 from fadeup.upsamplers.official import read_state, select
@@ -25,6 +26,8 @@ ROUTES = ((3, (2, 1, 0)), (2, (1, 0)), (1, (0,)))
 """Each level that is upsampled, and the levels that guide it one after another."""
 MIT = tuple(f"mit_b{size}" for size in range(6))
 SMALLEST = 32
+NOT_THE_BACKBONES = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
+"""Entries of a `transformers.SegformerConfig` that `config.json` leaves out: paths, the head's, versions."""
 OFFICIAL_KEYS = {
     **{f"linear_c{level + 1}.proj.": f"project.{level}." for level in range(4)},
     "linear_fuse.conv.": "fuse.",
@@ -34,7 +37,7 @@ OFFICIAL_KEYS = {
 """How names of the authors' head begin, and ours; the upsamplers' are in `fadeup.upsamplers.fade`."""
 
 
-class SegFormer(nn.Module):
+class SegFormer(Pretrained, pipeline_tag="image-segmentation", tags=["semantic-segmentation"]):
     """SegFormer: a backbone of four levels, and a head that brings them to one size and classifies each point.
 
         p_i    = Conv1x1(backbone_i)                                  i = 1 ... 4, strides 4, 8, 16, 32
@@ -49,7 +52,7 @@ class SegFormer(nn.Module):
 
     Args:
         backbone: `"mit_b0"` to `"mit_b5"` (needs transformers), a timm name with features at strides 4 to 32, or
-            a `transformers.SegformerModel`, which is taken as it is.
+            a `transformers.SegformerModel`, which is taken as it is, or a dictionary of its configuration.
         num_classes: Channels of the logits.
         upsampler: Key of `fadeup.UPSAMPLERS` or an alias.
         channels: To which all levels are projected.
@@ -68,7 +71,7 @@ class SegFormer(nn.Module):
 
     def __init__(
         self,
-        backbone: str | nn.Module = "mit_b1",
+        backbone: str | nn.Module | dict[str, Any] = "mit_b1",
         num_classes: int = 150,
         upsampler: str = "fade",
         *,
@@ -81,10 +84,10 @@ class SegFormer(nn.Module):
     ):
         super().__init__()
         self.full_size, self.frozen = full_size, frozen
-        self.classes: list[str] | None = None
-        """Names of the classes, where `from_pretrained` found them."""
+        if isinstance(backbone, dict):
+            transformers = needed("transformers", "backbone")
+            backbone = transformers.SegformerModel(transformers.SegformerConfig.from_dict(backbone))
         self.backbone: Any = backbone
-        self.in_channels = 3
         if isinstance(backbone, str):
             self.backbone, widths = build_backbone(backbone)
         else:
@@ -100,25 +103,35 @@ class SegFormer(nn.Module):
             self.backbone.requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, upsampler: str = "bilinear", **options: Any) -> Self:
-        """A SegFormer of Hugging Face, its weights in ours, its class names in `classes`.
+    def from_pretrained(cls, name: str | Path, upsampler: str | None = None, **options: Any) -> Self:  # type: ignore[override]
+        """What `save_pretrained` wrote, or a SegFormer of Hugging Face, its weights in ours; class names in `classes`.
 
         Args:
-            name: Folder of a `SegformerForSemanticSegmentation`, or its name on the hub.
-            upsampler: `"bilinear"` computes what the checkpoint does; any other starts afresh with all else loaded.
-            **options: `full_size`, and options of the upsampler.
+            name: Folder that `save_pretrained` wrote or of a `SegformerForSemanticSegmentation`, or a name on the hub.
+            upsampler: None for what was saved, and for the `"bilinear"` of Hugging Face's, which computes what the
+                checkpoint does; any other starts afresh there with all else loaded.
+            **options: `full_size`, and options of the upsampler; for what `save_pretrained` wrote, as in
+                `Pretrained.from_pretrained`.
 
         Raises:
-            ValueError: The checkpoint is of another network, or has no segmentation head.
+            ValueError: The checkpoint is of another network, or has no segmentation head, or is damaged.
             FileNotFoundError: There is no such folder, or it could not be downloaded.
             ModuleNotFoundError: transformers is missing.
         """
-        other = hugging_face("SegformerForSemanticSegmentation", str(name), str(name))
+        own = options if upsampler is None else {"upsampler": upsampler, **options}
+        if is_pretrained(name):
+            return super().from_pretrained(name, **own)
+        try:
+            other = hugging_face("SegformerForSemanticSegmentation", str(name), str(name))
+        except (ValueError, TypeError):
+            if Path(name).is_dir() or not is_pretrained(name):
+                raise
+            return super().from_pretrained(name, **own)  # ours: its configuration is in the cache by now
         config, theirs = other.config, other.decode_head
         model = cls(
             other.segformer,
             config.num_labels,
-            upsampler,
+            upsampler or "bilinear",
             channels=config.decoder_hidden_size,
             dropout=config.classifier_dropout_prob,
             **options,
@@ -130,6 +143,14 @@ class SegFormer(nn.Module):
             own.load_state_dict(layer.state_dict())
         model.classes = [config.id2label[index] for index in range(config.num_labels)]
         return model.eval()
+
+    def current(self) -> dict[str, Any]:
+        """As `Pretrained.current`; of a `transformers.SegformerModel` its configuration."""
+        held: dict[str, Any] = {"full_size": self.full_size, "frozen": self.frozen}
+        if "backbone" in self._odd_arguments and _is_mit_module(self.backbone):
+            config = self.backbone.config.to_dict()
+            held["backbone"] = {key: value for key, value in config.items() if key not in NOT_THE_BACKBONES}
+        return held
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `(B, num_classes, H/4, W/4)` of normalised images `(B, 3, H, W)`, at least 32 x 32.

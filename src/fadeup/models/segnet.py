@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fadeup.functional import check_count, check_map
 from fadeup.models.autoencoder import POOLINGS, conv_block
+from fadeup.models.pretrained import Pretrained
 from fadeup.models.segformer import timm_features
 from fadeup.models.weights import load_backbone
 from fadeup.upsamplers import A2U, IndexNet, MaxUnpool, build_upsampler, resolve
@@ -20,7 +21,7 @@ VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Width and number of convolutions of each stage."""
 
 
-class SegNet(nn.Module):
+class SegNet(Pretrained, pipeline_tag="image-segmentation", tags=["semantic-segmentation"]):
     """SegNet with the upsampler of your choice.
 
     A stage of the encoder is followed by 2x2 pooling, the stage of the decoder that mirrors it comes after an

@@ -70,7 +70,9 @@ def load_segmenter(model: str | Path, device: str | torch.device = "cpu", *, res
     """
     path = weights_file(model)
     if path is None:
-        network = SegFormer.from_pretrained(str(model), "bilinear")
+        network = SegFormer.from_pretrained(str(model))
+        if network.record is not None:  # ours, on the hub; it is in the cache now
+            return load_segmenter(model, device, resize=resize)
         classes, palette = tuple(network.classes or ()), distinct_colours(len(network.classes or ()))
         recipe, transform = None, TestTransform(resize or HUGGING_FACE_SIDE)  # ImageNet's normalisation
     else:

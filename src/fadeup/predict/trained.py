@@ -12,6 +12,8 @@ from torch import nn
 
 import fadeup
 from fadeup.checkpoint import load_weights, read_about, save_weights
+from fadeup.models.pretrained import Pretrained, downloaded_weights
+from fadeup.predict.provenance import provenance
 from fadeup.recipes import RECIPES, Recipe
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -51,6 +53,11 @@ def load_trained(path: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
         ModuleNotFoundError: A package that holds the network or its trunk's weights is missing.
     """
     about = read_about(path)
+    if "recipe" not in about and "fadeup" in about:
+        raise ValueError(
+            f"{path} must be weights that fadeup train wrote, got a network that was saved without a recipe; load it "
+            "in Python by its class's from_pretrained"
+        )
     try:
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["recipe"].items()}
         recipe = RECIPES[about["task"]](**fields)
@@ -60,7 +67,10 @@ def load_trained(path: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
     without = about.get("without", {})
     network = recipe.rebuild(about["upsampler"], about, without.get("weights"))
     load_weights(path, network, without=without.get("prefix", ""))
-    return network.eval(), recipe, about
+    network.eval()
+    if isinstance(network, Pretrained):
+        network.record, network.classes = provenance(recipe, about), about.get("classes")
+    return network, recipe, about
 
 
 def shipped(task: str | None = None) -> dict[str, dict[str, Any]]:
@@ -89,8 +99,8 @@ def weights_file(model: str | Path) -> Path | None:
     """The file of a trained network's weights; None for what Hugging Face may know.
 
     Args:
-        model: Name of a network that ships with the package (a folder of that name is `./name`), run folder, or the
-            file itself.
+        model: Name of a network that ships with the package (a folder of that name is `./name`), run folder or folder
+            that `save_pretrained` wrote, the file itself, or name on the hub of a network that was downloaded before.
 
     Raises:
         FileNotFoundError: There is no such model, or its training is not finished.
@@ -115,7 +125,7 @@ def weights_file(model: str | Path) -> Path | None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) or path.parent.is_dir():
         names = f"; {', '.join(ours)} ship with this version" if ours else ""
         raise FileNotFoundError(f"{rule}, which does not exist{names}")
-    return None
+    return downloaded_weights(str(model))
 
 
 def _is_hugging_face(folder: Path) -> bool:
