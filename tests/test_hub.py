@@ -535,7 +535,7 @@ def test_training_on_forgets_what_was_recorded(tmp_path):
     loaded.train()
     loaded.save_pretrained(tmp_path / "other")
     assert "Nothing is recorded" in (tmp_path / "other" / "README.md").read_text()
-    with pytest.raises(ValueError, match="got a network that was saved without a recipe; load it in Python by its cl"):
+    with pytest.raises(ValueError, match="got a network that was saved without a recipe; load it in Python by Auto"):
         load_trained(tmp_path / "other" / "model.safetensors")
 
 

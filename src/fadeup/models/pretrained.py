@@ -235,8 +235,9 @@ class Pretrained(PyTorchModelHubMixin, nn.Module, library_name="fadeup", tags=["
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """The weights, and in their metadata what is known of their training."""
-        record = {key: value for key, value in (self.record or {}).items() if key != "without"}
-        save_weights(save_directory / WEIGHTS, self, {"fadeup": fadeup.__version__} | record)
+        record = self.record or {"network": type(self).__name__}
+        about = {"fadeup": fadeup.__version__} | {key: x for key, x in record.items() if key != "without"}
+        save_weights(save_directory / WEIGHTS, self, about)
 
     @classmethod
     def _built(cls, arguments: dict[str, Any], name: str) -> Self:

@@ -53,10 +53,10 @@ def load_trained(path: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
         ModuleNotFoundError: A package that holds the network or its trunk's weights is missing.
     """
     about = read_about(path)
-    if "recipe" not in about and "fadeup" in about:
+    if "recipe" not in about and "network" in about:
         raise ValueError(
             f"{path} must be weights that fadeup train wrote, got a network that was saved without a recipe; load it "
-            "in Python by its class's from_pretrained"
+            f"in Python by {about['network']}.from_pretrained"
         )
     try:
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["recipe"].items()}
