@@ -25,6 +25,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.nn.parallel import DistributedDataParallel
 
 from fadeup import UPSAMPLERS, Upsampler, build_upsampler
+from fadeup.models import MattingNet, SegFormer, SegNet
 from fadeup.upsamplers import ALIASES
 from helpers import assert_within, budget
 from networks import NETWORKS, build_network
@@ -156,10 +157,15 @@ def check_unused() -> None:
 
 
 def shard(module: nn.Module, **options) -> nn.Module:
-    """Every upsampler by itself, then the rest."""
+    """Every upsampler by itself, MiT's stages and VGG, then the rest."""
     mesh = init_device_mesh("cpu", (WORLD,))
-    for part in module.modules():
-        if isinstance(part, Upsampler) and part is not module and next(part.parameters(), None) is not None:
+    parts = [part for part in module.modules() if isinstance(part, Upsampler) and part is not module]
+    if isinstance(module, SegFormer):
+        parts += module.backbone.stages if hasattr(module.backbone, "stages") else [module.backbone]
+    if isinstance(module, SegNet | MattingNet):
+        parts.append(module.trunk)
+    for part in parts:
+        if next(part.parameters(), None) is not None:
             fully_shard(part, mesh=mesh, **options)
     return fully_shard(module, mesh=mesh, **options)
 
