@@ -5,7 +5,7 @@ fadeup.downgrade(network)
 """
 
 from fadeup.plug.host import Blend
-from fadeup.plug.report import Report, Row
 from fadeup.plug.plan import Guide, added_parameters, downgrade, upgrade
+from fadeup.plug.report import Report, Row
 
 __all__ = ["Blend", "Guide", "Report", "Row", "added_parameters", "downgrade", "upgrade"]

@@ -77,8 +77,6 @@ class Step(nn.Module):
 
     def check(self, x: Tensor, guide: Tensor | None, size: tuple[int, int]) -> None:
         """Raise unless map and guide are such as were traced."""
-        if torch.compiler.is_exporting():  # comparing sizes would fix them in the graph
-            return
         channels = self.upsampler.decoder_channels if self.project is None else x.shape[1]
         if guide is None:
             got = "none"
@@ -128,7 +126,8 @@ class _Pass(TorchFunctionMode):
             return func(*args, **kwargs)
         x, guide = args[0] if args else kwargs["input"], self.guides.get(step.guide)
         base = func(*args, **kwargs) if step.blend is not None else None
-        step.check(x, guide, _target(x, base, args, kwargs))
+        if not torch.compiler.is_exporting():  # comparing sizes would fix them in the graph
+            step.check(x, guide, _target(x, base, args, kwargs))
         return step(x, guide, base)
 
     def finish(self) -> None:

@@ -114,9 +114,7 @@ def upgrade(
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise ValueError(f"model must be a torch.nn.Module that is not scripted, got {type(model).__name__}")
     if any(is_plugged(module) for module in model.modules()):
-        raise ValueError(
-            "model must be a network that is not upgraded yet, got one that is; use fadeup.downgrade first"
-        )
+        raise ValueError("model must be a network as it came, got an upgraded one; use fadeup.downgrade first")
     if within and within not in dict(model.named_modules()):
         raise ValueError(f"within must be a module of the network, got {within!r}{_near(within, _names(model))}")
     check_choice("trainable", trainable, ("all", "upsamplers"))

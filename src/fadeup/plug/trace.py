@@ -181,7 +181,7 @@ class Trace(TorchFunctionMode):
                     return Source(frame, path, None, x, self._label(x, resize, frame, path))
         for frame in reversed(self.finished[: resize.before]):
             for x in frame.results.values():
-                if self._guides(x, resize) and (source := self.output_of(self._outermost(frame, x, resize), resize, x)):
+                if self._guides(x, resize) and (source := self.output_of(self._producer(frame, x, resize), resize, x)):
                     return source
         return None
 
@@ -212,19 +212,20 @@ class Trace(TorchFunctionMode):
             and x.shape[2:] == resize.result.shape[2:]
         )
 
-    @staticmethod
-    def _outermost(frame: Frame, x: Tensor, resize: Resize) -> Frame:
-        """The outermost call that ended with the same tensor before: `encoder.layer1` and not its last ReLU."""
+    def _producer(self, frame: Frame, x: Tensor, resize: Resize) -> Frame:
+        """The outermost call that returned this tensor and nothing else: `encoder.layer1`, not its last ReLU.
+
+        Where all returned it among others, it is `frame`.
+        """
+        frame = next((made for made in self.finished[: resize.before] if made.results.get(()) is x), frame)
         running = resize.frame.chain()
         while (outer := frame.parent) and outer not in running and outer.results.get(()) is x:
             frame = outer
         return frame
 
     def _label(self, x: Tensor, resize: Resize, scope: Frame, path: Path) -> str:
-        for frame in self.finished[: resize.before]:
-            if frame.results.get(()) is x:
-                return self._outermost(frame, x, resize).name
-        return f"{scope.name}({''.join(f'[{key!r}]' for key in path)})"
+        producer = self._producer(scope, x, resize)
+        return f"{scope.name}({''.join(f'[{key!r}]' for key in path)})" if producer is scope else producer.name
 
 
 @contextmanager
