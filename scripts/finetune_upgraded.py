@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/upgraded"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", nargs="+", default=list(SWAPS))
+    parser.add_argument("--rows", nargs="*", default=list(SWAPS))
     parser.add_argument("--first", type=int, default=400, help="steps of the U-Net")
     parser.add_argument("--steps", type=int, default=150, help="steps of the fine-tuning")
     parser.add_argument("--gradients", action="store_true")

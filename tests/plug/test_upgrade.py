@@ -501,3 +501,28 @@ def test_a_guide_from_an_earlier_pass_is_not_taken():
     layer.__class__ = nn.Sequential  # it no longer tells what it returns
     with pytest.raises(ValueError, match=r"up2 must be given maps .* got none"):
         model(IMAGE)
+
+
+def test_distributed_training_waits_for_no_parameter(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/init", rank=0, world_size=1)
+    try:
+        model = built(Transposed)
+        upgrade(model, example_inputs=IMAGE)
+        parallel = nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):  # the second pass fails where a gradient of the first never came
+            parallel(IMAGE).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_faster_pass_of_our_segformer_does_not_go_around_the_upsamplers():
+    pytest.importorskip("transformers", reason="needs transformers")
+    from fadeup.models import SegFormer
+
+    model = SegFormer("mit_b0", 3, "bilinear", channels=16).eval()
+    image = torch.rand(1, 3, 64, 96)
+    report = upgrade(model, example_inputs=image)
+    assert len(report.placed) == 3
+    with torch.no_grad():
+        fast = model(image)
+    torch.testing.assert_close(fast, model(image), atol=1e-4, rtol=1e-3)
