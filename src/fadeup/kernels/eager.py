@@ -7,6 +7,9 @@ derivative works, and each is the other's gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,8 +36,6 @@ def _source(x: Tensor, kernel_size: int, size: Size) -> tuple[Tensor, Size]:
     At whole ratios it is upsampled once and each tap is a slice of it, a view that costs nothing.
     """
     padded = F.pad(x, (kernel_size // 2,) * 4)
-    if torch.compiler.is_exporting():  # the general form, so that the exported graph serves every size
-        return padded, (0, 0)
     ratios = whole_ratio(x.shape[2], size[0]), whole_ratio(x.shape[3], size[1])
     if 0 in ratios:
         return padded, (0, 0)
@@ -89,6 +90,31 @@ def _scatter(values: Tensor, weights: Tensor, source: Tensor, taps: _Taps) -> Te
     return target
 
 
+def _gathered(x: Tensor, kernel_size: int, size: Size) -> Iterator[tuple[int, Tensor]]:
+    """Each tap's number and map by computed indices, so that an exported graph serves every size.
+
+    Columns are gathered once per shift, in the few rows of the source: onnxruntime copies columns value by value and
+    rows at once.
+    """
+    source = F.pad(x, (kernel_size // 2,) * 4)
+    taps = _Taps(source, kernel_size, size, (0, 0))
+    rows = [taps.rows + i for i in range(kernel_size)]
+    for j in range(kernel_size):
+        shifted = source.index_select(3, taps.columns + j)
+        for i in range(kernel_size):
+            yield i * kernel_size + j, shifted.index_select(2, rows[i])
+
+
+def _exported_sum(decoder: Tensor, weights: Tensor, kernel_size: int) -> Tensor:
+    parts = weights.split(1, dim=1)
+    return reduce(torch.add, (parts[t] * tap for t, tap in _gathered(decoder, kernel_size, _size(weights))))
+
+
+def _exported_dot(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
+    scores = {t: (query * tap).sum(1, True) for t, tap in _gathered(key, kernel_size, _size(query))}
+    return torch.cat([scores[t] for t in sorted(scores)], dim=1)
+
+
 class _WindowSum(torch.autograd.Function):
     """`Σ_t weights[t] · tap_t(source)`."""
 
@@ -136,12 +162,17 @@ def reassemble(
 ) -> Tensor:
     """`fadeup.functional.reassemble`, tap by tap."""
     kernel_size = round(logits.shape[1] ** 0.5)
+    weights = kernels(logits, coarse_logits)
+    if torch.compiler.is_exporting():
+        return blend(_exported_sum(decoder, weights, kernel_size), encoder, gate_logits)
     source, ratios = _source(decoder, kernel_size, _size(logits))
-    up = _WindowSum.apply(source, kernels(logits, coarse_logits), kernel_size, ratios)
+    up = _WindowSum.apply(source, weights, kernel_size, ratios)
     return blend(up, encoder, gate_logits)  # type: ignore[arg-type]
 
 
 def window_dot(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     """`fadeup.functional.window_dot`, tap by tap."""
+    if torch.compiler.is_exporting():
+        return _exported_dot(query, key, kernel_size)
     source, ratios = _source(key, kernel_size, _size(query))
     return _WindowDot.apply(query, source, kernel_size, ratios)  # type: ignore[return-value]

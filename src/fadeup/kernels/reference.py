@@ -19,13 +19,16 @@ def source_index(out_size: int, in_size: int, device: torch.device | None = None
 def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest-neighbour upsampling of `(B, C, H, W)` by the integer rule of `source_index`."""
     height, width = x.shape[2], x.shape[3]
-    if not torch.compiler.is_exporting():  # a comparison of sizes would fix the ratio in the exported graph
+    exporting = torch.compiler.is_exporting()
+    if not exporting:  # a comparison of sizes would fix the ratio in the exported graph
         if (height, width) == size:
             return x
         if (2 * height, 2 * width) == size:
             return F.interpolate(x, size, mode="nearest")  # the same points, five times faster than indexing
     rows = source_index(size[0], height, x.device)
     columns = source_index(size[1], width, x.device)
+    if exporting:  # onnxruntime copies columns value by value, rows at once: fewer rows first
+        return x.index_select(3, columns).index_select(2, rows)
     return x.index_select(2, rows).index_select(3, columns)
 
 

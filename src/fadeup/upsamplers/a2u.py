@@ -6,6 +6,7 @@ Source: Dai, Lu, Shen, Learning Affinity-Aware Upsampling for Deep Image Matting
 from __future__ import annotations
 
 import math
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,9 @@ class A2U(Upsampler):
             return encoder[:, :, ::2, ::2]
         weights = self._logits(self.down, encoder, self._affinity(encoder)).softmax(dim=1)
         size = 2 * self.kernel_size
+        if torch.compiler.is_exporting():
+            parts = zip(weights.split(1, dim=1), _taps(encoder, size), strict=True)
+            return reduce(torch.add, (weight * tap for weight, tap in parts))
         padded = F.pad(encoder, (self.kernel_size - 1,) * 4)
         height, width = weights.shape[2:]
         pooled = torch.zeros_like(encoder[:, :, ::2, ::2])
@@ -128,21 +132,66 @@ class A2U(Upsampler):
         return F.pixel_shuffle(self._logits(self.up, encoder, affinity), 2).sigmoid()
 
     def _affinity(self, encoder: Tensor) -> Tensor:
-        batch, channels, height, width = encoder.shape
         size = 2 * self.kernel_size
-        pooled = F.adaptive_avg_pool2d(encoder, size)
+        if torch.compiler.is_exporting():  # neither that pooling nor groups by the batch have a form for every size
+            pooled, convolve = _mean_of_cells(encoder, size), partial(_convolve_by_taps, _taps(encoder, size))
+        else:
+            pooled, convolve = F.adaptive_avg_pool2d(encoder, size), partial(_convolve_by_groups, encoder)
         maps = []
         for part, norm in ((self.u, self.norm_u), (self.v, self.norm_v)):
-            kernel = _values(part, pooled).expand(batch, channels, size, size).reshape(batch * channels, 1, size, size)
-            one_sample = encoder.reshape(1, batch * channels, height, width)  # each sample has kernels of its own
-            out = F.conv2d(one_sample, kernel, stride=2, padding=self.kernel_size - 1, groups=batch * channels)
-            maps.append(F.leaky_relu(norm(out.reshape(batch, channels, height // 2, width // 2)), 0.01))
-        return (maps[0] * maps[1]).sum(dim=1, keepdim=True) / math.sqrt(channels)
+            out = convolve(_values(part, pooled))
+            maps.append(F.leaky_relu(norm(out), 0.01))
+        return (maps[0] * maps[1]).sum(dim=1, keepdim=True) / math.sqrt(encoder.shape[1])
 
 
 def _values(part: nn.Module | nn.Parameter, pooled: Tensor) -> Tensor:
     """What a layer predicts from the pooled encoder; the same constants for every sample where it is learned."""
     return part(pooled) if isinstance(part, nn.Module) else part.expand(pooled.shape[0], *part.shape)
+
+
+def _convolve_by_groups(encoder: Tensor, kernels: Tensor) -> Tensor:
+    """Each sample and channel by its kernel, `(B, C or 1, 2K, 2K)`, with stride 2: `(B, C, H'/2, W'/2)`."""
+    batch, channels, height, width = encoder.shape
+    size = kernels.shape[-1]
+    kernels = kernels.expand(batch, channels, size, size).reshape(batch * channels, 1, size, size)
+    one_sample = encoder.reshape(1, batch * channels, height, width)  # each sample has kernels of its own
+    out = F.conv2d(one_sample, kernels, stride=2, padding=size // 2 - 1, groups=batch * channels)
+    return out.reshape(batch, channels, height // 2, width // 2)
+
+
+def _convolve_by_taps(taps: list[Tensor], kernels: Tensor) -> Tensor:
+    """The same for any batch, of what `_taps` gives."""
+    return reduce(
+        torch.add, (kernel[:, :, None, None] * tap for kernel, tap in zip(_cells(kernels), taps, strict=True))
+    )
+
+
+def _cells(kernels: Tensor) -> tuple[Tensor, ...]:
+    return kernels.flatten(2).unbind(2)
+
+
+def _taps(encoder: Tensor, size: int) -> list[Tensor]:
+    """What each cell of a `size` x `size` kernel of stride 2 sees, `(B, C, H'/2, W'/2)`.
+
+    The four phases are taken apart first, so that every tap is of whole runs of memory.
+    """
+    height, width = encoder.shape[2] // 2, encoder.shape[3] // 2
+    padded = F.pad(encoder, (size // 2 - 1,) * 4)
+    phases = F.pixel_unshuffle(padded, 2).unflatten(1, (encoder.shape[1], 4)).unbind(2)
+    rows = {(i, p): phases[i % 2 * 2 + p].narrow(2, i // 2, height) for i in range(size) for p in range(2)}
+    return [rows[i, j % 2].narrow(3, j // 2, width) for i in range(size) for j in range(size)]
+
+
+def _mean_of_cells(x: Tensor, cells: int) -> Tensor:
+    """`F.adaptive_avg_pool2d(x, cells)` for any size, as products with two averaging matrices."""
+
+    def averaging(side: int) -> Tensor:
+        cell, at = torch.arange(cells, device=x.device)[:, None], torch.arange(side, device=x.device)
+        first, last = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
+        inside = ((at >= first) & (at < last)).to(x.dtype)
+        return inside / inside.sum(dim=1, keepdim=True)
+
+    return averaging(x.shape[2]) @ (x @ averaging(x.shape[3]).T)
 
 
 OFFICIAL_KEYS = (

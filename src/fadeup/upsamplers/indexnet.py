@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fadeup.functional import check_choice, check_count, check_map, nearest
 from fadeup.kernels.op import match_format
-from fadeup.upsamplers.upsampler import Upsampler
+from fadeup.upsamplers.upsampler import Upsampler, extended
 
 MODES = ("holistic", "o2o", "m2o")
 
@@ -127,7 +127,7 @@ def check_even(encoder: Tensor) -> None:
 def even(encoder: Tensor) -> Tensor:
     """`encoder` extended to even height and width by repeating its last row and column."""
     height, width = encoder.shape[2:]
-    return F.pad(encoder, (0, width % 2, 0, height % 2), mode="replicate") if height % 2 or width % 2 else encoder
+    return extended(encoder, ((height + 1) // 2 * 2, (width + 1) // 2 * 2), 2)
 
 
 _PARTS = ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked", "3.weight")

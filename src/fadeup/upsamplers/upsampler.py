@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,9 +72,10 @@ class Upsampler(nn.Module):
         if not self.works_in_phases:
             return match_format(self.upsample(decoder, encoder, size), decoder)
         full = self._scaled(decoder)
-        if encoder is not None and size != full and self.reads_encoder:
-            encoder = F.pad(encoder, (0, full[1] - size[1], 0, full[0] - size[0]), mode="replicate")
-        return match_format(self.upsample(decoder, encoder, full)[:, :, : size[0], : size[1]], decoder)
+        if encoder is not None and self.reads_encoder:
+            encoder = extended(encoder, full, int(self.scale))
+        out = self.upsample(decoder, encoder, full)
+        return match_format(out if encoder is None else cropped(out, size), decoder)
 
     def extra_repr(self) -> str:
         """Channels and scale, as given."""
@@ -83,7 +86,12 @@ class Upsampler(nn.Module):
 
     def _times(self, side: int) -> int:
         """`side * scale`, rounded down but for rounding errors; whole scales keep symbolic sizes symbolic."""
-        return side * self.scale if isinstance(self.scale, int) else int(side * self.scale + 1e-9)
+        if isinstance(self.scale, int):
+            return side * self.scale
+        if torch.compiler.is_exporting():  # in integers, which stay symbolic too
+            ratio = Fraction(self.scale).limit_denominator(10**6)
+            return side * ratio.numerator // ratio.denominator
+        return int(side * self.scale + 1e-9)
 
     def positions(self, height: int, width: int) -> tuple[int, int]:
         """Numbers of low-resolution and of output positions, for `macs`."""
@@ -124,6 +132,25 @@ class Upsampler(nn.Module):
                 f"encoder must be {rule} for {type(self).__name__} at scale {s} over a decoder of {height} x {width}, "
                 f"got {out_height} x {out_width}; {ANY_RATIO}"
             )
+
+
+def extended(encoder: Tensor, size: tuple[int, int], scale: int) -> Tensor:
+    """`encoder` brought to `size` by repeating its last row and column fewer than `scale` times."""
+    if torch.compiler.is_exporting():  # a comparison of sizes would fix in the graph whether it falls short
+        return cropped(F.pad(encoder, (0, scale - 1, 0, scale - 1), mode="replicate"), size)
+    height, width = encoder.shape[2:]
+    if (height, width) == size:
+        return encoder
+    return F.pad(encoder, (0, size[1] - width, 0, size[0] - height), mode="replicate")
+
+
+def cropped(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The first rows and columns of `x`."""
+    if not torch.compiler.is_exporting():
+        return x[:, :, : size[0], : size[1]]
+    # By index: of a slice the exporter asks whether it is contiguous, which fixes whether anything is cut off.
+    rows, columns = (torch.arange(side, device=x.device) for side in size)
+    return x.index_select(2, rows).index_select(3, columns)
 
 
 ANY_RATIO = "'fade', 'fade_lite', 'sapa', 'nearest' and 'bilinear' serve any ratio"
