@@ -35,8 +35,9 @@ lint: setup
 types: setup
 	$(BIN)/pyright
 
+# Tests use one thread each; the files are shared out to as many processes as there are cores, four at most.
 unit: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 docs: setup
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

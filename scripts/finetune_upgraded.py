@@ -36,6 +36,7 @@ SWAPS = {
     "unchanged": None,
     "FADE, blended": {"init": "host"},
     "FADE, blended, upsamplers alone": {"init": "host", "trainable": "upsamplers"},
+    "FADE from the centre, blended": {"upsampler": "fade,init=centred", "init": "host"},
     "CARAFE, blended": {"upsampler": "carafe", "init": "host"},
     "FADE, replaced": {},
     "FADE, saturated": {"gate_bias": -12.0},
