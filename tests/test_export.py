@@ -158,12 +158,6 @@ def test_timms_same_convolutions_are_exported_and_put_back(tmp_path):
 
 
 @pytest.mark.slow
-def test_segformer_b0(tmp_path):
-    model = SegFormer("mit_b0", 5, "fade,kernel_size=3", channels=16)
-    agrees(export_onnx(model, (torch.randn(1, 3, 64, 96),), tmp_path / "m.onnx"))
-
-
-@pytest.mark.slow
 def test_segformer_b1_with_fade(tmp_path):
     report = export_onnx(SegFormer("mit_b1", upsampler="fade"), (torch.randn(1, 3, 64, 96),), tmp_path / "m.onnx")
     agrees(report)
@@ -178,11 +172,9 @@ def test_matting_network_with_fade(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["landcover-carafe", "matting-fade"])
-def test_shipped_networks(name, tmp_path):
-    network, _, _ = load_trained(weights_file(name))
-    channels = 4 if name.startswith("matting") else 3
-    agrees(export_onnx(network, (torch.randn(1, channels, 64, 96),), tmp_path / "m.onnx"))
+def test_a_shipped_network_on_timm(tmp_path):
+    network, _, _ = load_trained(weights_file("matting-fade"))
+    agrees(export_onnx(network, (torch.randn(1, 4, 64, 96),), tmp_path / "m.onnx"))
 
 
 class Fixing(nn.Module):
