@@ -49,9 +49,10 @@ def torchvision(name: str, *, eligible: bool = True) -> Network:
         if not eligible:
             return getattr(models.segmentation, name)(**options)
         options |= {"min_size": SIZE[0], "max_size": 2 * SIZE[1], "num_classes": 3}
-        few = {"score_thresh": 0.0, "detections_per_img": 5}  # an untrained one is sure of nothing
-        start = "" if name.startswith("retina") else "box_"
-        options |= {start + key: value for key, value in few.items()}
+        if name.startswith("retina"):  # an untrained one is sure of nothing
+            options |= {"score_thresh": 0.0, "detections_per_img": 5}
+        else:
+            options |= {"box_score_thresh": 0.0, "box_detections_per_img": 5, "rpn_post_nms_top_n_test": 50}
         torch.manual_seed(0)
         return getattr(models.detection, name)(**options)
 
