@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fadeup
 
 PAGE = Path(__file__).parent.parent / "docs" / "plug.md"
-HEAD = ("network", "upgraded", "where", "guides", "parameters, FADE", "odd sizes")
+HEAD = ("network", "upgraded", "parameters", "odd sizes", "where", "guides")
 SIZE, ODD = (128, 192), (131, 197)
 
 
@@ -125,13 +125,13 @@ def takes(network: Network, model: nn.Module, size: tuple[int, int]) -> bool:
 
 def row(name: str, report: fadeup.plug.Report | None, odd: bool) -> str:
     """The network's line of the table."""
-    taken = "yes" if odd else "refused by the network"
+    taken = "yes" if odd else "refuses"
     if report is None:
-        return f"| {name} | none | – | – | – | {taken} |"
+        return f"| {name} | none | – | {taken} | – | – |"
     modules = dict.fromkeys(re.sub(r":\d+$", "", where.where) for where in report.placed)
     guides = dict.fromkeys(where.guide for where in report.placed)
-    cells = (name, str(len(report.placed)), _shortened(modules), _shortened(guides))
-    return "| " + " | ".join((*cells, f"{report.parameters:+,}", taken)) + " |"
+    cells = (name, str(len(report.placed)), f"{report.parameters:+,}", taken, _shortened(modules), _shortened(guides))
+    return "| " + " | ".join(cells) + " |"
 
 
 def _shortened(names: Mapping[str, Any]) -> str:
