@@ -233,6 +233,31 @@ def test_only_the_upsamplers_train_where_asked():
     assert_untouched(model, before)
 
 
+def test_a_norm_that_was_in_evaluation_by_itself_stays_there():
+    model = built().train()
+    model.encoder.layer1[1].eval()
+    before = anatomy(model)
+    upgrade(model, example_inputs=IMAGE, trainable="upsamplers")
+    downgrade(model)
+    assert_untouched(model, before)
+
+
+def test_a_transposed_convolution_called_as_a_function():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fine, self.coarse = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1)
+            self.kernel, self.head = nn.Parameter(torch.rand(8, 8, 2, 2)), nn.Conv2d(8, 4, 1)
+
+        def forward(self, image):
+            return self.head(nn.functional.conv_transpose2d(self.coarse(self.fine(image)), self.kernel, stride=2))
+
+    model = Functional()
+    report = upgrade(model, example_inputs=IMAGE)
+    assert (report.placed[0].was, report.placed[0].removed) == ("transposed convolution", 0)
+    assert model(IMAGE).shape == (2, 4, 32, 48)
+
+
 def test_an_upsampler_that_has_statistics_keeps_them_up_to_date():
     model = built()
     upgrade(model, {"decoder.second": Guide("encoder.layer1", "indexnet,mode=holistic")}, trainable="upsamplers")

@@ -125,7 +125,8 @@ class _Pass(TorchFunctionMode):
         if not isinstance(step, Step):
             return func(*args, **kwargs)
         x, guide = args[0] if args else kwargs["input"], self.guides.get(step.guide)
-        base = func(*args, **kwargs) if step.blend is not None else None
+        asked = step.blend is not None or func is torch.conv_transpose2d  # whose size only it can tell
+        base = func(*args, **kwargs) if asked else None
         if not torch.compiler.is_exporting():  # comparing sizes would fix them in the graph
             step.check(x, guide, _target(x, base, args, kwargs))
         return step(x, guide, base)
@@ -203,8 +204,8 @@ def plugged(base: type[nn.Module]) -> Any:
     def train(self: Any, mode: bool = True) -> Any:
         base.train(self, mode)
         if "fadeup_frozen" in self.__dict__:  # else statistics would go on changing under frozen weights
-            for module in _norms(self):
-                module.training = False
+            for norm in _norms(self).values():
+                norm.training = False
         return self
 
     def reduce(self: Any, protocol: Any) -> Any:
@@ -224,10 +225,11 @@ def _blank(base: type[nn.Module]) -> nn.Module:
     return object.__new__(plugged(base))
 
 
-def _norms(model: nn.Module) -> list[nn.Module]:
-    """The layers with running statistics that are not the steps'."""
+def _norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with running statistics that are not the steps', by name."""
     own = {id(part) for step in steps(model) for part in step.modules()}
-    return [x for x in model.modules() if isinstance(x, nn.modules.batchnorm._NormBase) and id(x) not in own]
+    norms = {key: x for key, x in model.named_modules() if isinstance(x, nn.modules.batchnorm._NormBase)}
+    return {key: x for key, x in norms.items() if id(x) not in own}
 
 
 def steps(model: nn.Module) -> Iterator[Step]:
@@ -252,17 +254,21 @@ def freeze(model: nn.Module, trainable: str) -> None:
     frozen = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in own}
     if not is_plugged(model):
         model.__class__ = plugged(type(model))
-    model.__dict__["fadeup_frozen"] = tuple(frozen)
+    norms = _norms(model)
+    model.__dict__["fadeup_frozen"] = (tuple(frozen), {name: norm.training for name, norm in norms.items()})
     for parameter in frozen.values():
         parameter.requires_grad_(False)
-    for module in _norms(model):
-        module.training = False
+    for norm in norms.values():
+        norm.training = False
 
 
 def unplug(model: nn.Module) -> None:
     """Take out all that `upgrade` put into `model`."""
-    for name in model.__dict__.get("fadeup_frozen", ()):
+    parameters, norms = model.__dict__.get("fadeup_frozen", ((), {}))
+    for name in parameters:
         model.get_parameter(name).requires_grad_(True)
+    for name, training in norms.items():  # one that was in evaluation by itself stays there
+        model.get_submodule(name).training = training and model.training
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):
             if isinstance(child, Place):
@@ -273,7 +279,6 @@ def unplug(model: nn.Module) -> None:
             for name in ("fadeup_guides", "fadeup_frozen"):
                 module.__dict__.pop(name, None)
             module.__class__ = type(module).fadeup_base  # type: ignore[attr-defined]
-    model.train(model.training)
 
 
 def _moved(module: nn.Module, model: nn.Module) -> nn.Module:
