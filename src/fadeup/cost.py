@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fadeup.plug import Blend
+from fadeup.plug.trace import evaluating
 from fadeup.upsamplers import UPSAMPLERS, Upsampler, build_upsampler
 
 MATTING_HEAD = ((256, 32), (128, 64), (64, 128), (64, 256))
@@ -94,12 +95,10 @@ def network_cost(model: nn.Module, example: Tensor) -> Cost:
 
             handles.append(module.register_forward_hook(count))
     counter = FlopCounterMode(display=False)
-    training = model.training
     try:
-        with torch.no_grad(), counter:
-            model.eval()(example[:1])
+        with evaluating(model), torch.no_grad(), counter:
+            model(example[:1])
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     counts = counter.get_flop_counts()

@@ -112,6 +112,7 @@ def _trained(name: str, batch: int, sides: tuple[int, int]) -> _Exported:
     from fadeup.models import MattingNet, SegFormer
     from fadeup.predict import load_trained, weights_file
 
+    network: Any
     path = weights_file(name)
     if path is None:
         network = SegFormer.from_pretrained(name)
@@ -119,17 +120,9 @@ def _trained(name: str, batch: int, sides: tuple[int, int]) -> _Exported:
         about |= {"classes": network.classes}
     else:
         network, _, about = load_trained(path)
-    first = next(part for part in network.modules() if isinstance(part, torch.nn.Conv2d))
     output = "alpha" if isinstance(network, MattingNet) else "logits" if "classes" in about else "reconstruction"
-    example = torch.randn(batch, _image_channels(network, first), *sides, generator=torch.Generator().manual_seed(0))
+    example = torch.randn(batch, network.in_channels, *sides, generator=torch.Generator().manual_seed(0))
     return _Exported(network, (example,), output, describe(about))
-
-
-def _image_channels(network: Any, first: Any) -> int:
-    """Of the network's input; a matting network's fourth is the trimap."""
-    from fadeup.models import MattingNet
-
-    return 4 if isinstance(network, MattingNet) else first.in_channels
 
 
 def _show(report: Any, model: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fadeup.data.loading import Prepared, Sample
+from fadeup.plug.trace import evaluating
 from fadeup.recipes.recipe import Recipe
 
 
@@ -87,14 +87,3 @@ def _finished(recipe: Recipe, model: nn.Module, inputs: Tensor, target: Tensor, 
     """The finished predictions for a batch, on the CPU."""
     inputs = inputs.to(device)
     return recipe.finish(model(inputs), inputs, (target.shape[-2], target.shape[-1])).cpu()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, and in the mode it was in afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

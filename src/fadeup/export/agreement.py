@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fadeup.export.program import checked, first_lines, fixed
 from fadeup.models.weights import needed
+from fadeup.plug.trace import evaluating
 from fadeup.upsamplers import Upsampler
 
 TOLERANCE = 1e-4
@@ -82,7 +83,7 @@ def upsampler_inputs(
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(batch, upsampler.decoder_channels, *size, generator=generator)]
     if upsampler.reads_encoder if encoder is None else encoder:
-        sides = [max(side, int(side * upsampler.scale + 1e-9) - odd) for side in size]
+        sides = [max(side, upsampler._times(side) - odd) for side in size]
         maps.append(torch.randn(batch, upsampler.encoder_channels, *sides, generator=generator))
     return tuple(maps)
 
@@ -124,13 +125,8 @@ def _resized(model: nn.Module, like: Tensor, batch: int, size: tuple[int, int]) 
 @torch.no_grad()
 def _results(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """PyTorch's results in evaluation mode, one after another."""
-    training = [part for part in model.modules() if part.training]
-    try:
-        model.eval()
+    with evaluating(model):
         leaves, _ = pytree.tree_flatten(model(*inputs))
-    finally:
-        for part in training:
-            part.training = True
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from fadeup.plug.trace import evaluating
+
 
 def export_program(model: nn.Module, example: Sequence[Tensor], *, dynamic: bool = True) -> ExportedProgram:
     """`torch.export` of a model in evaluation mode, by default for every batch, height and width.
@@ -70,23 +72,20 @@ def _reach(conv: nn.Conv2d, axis: int) -> int:
 @contextmanager
 def as_exported(model: nn.Module) -> Iterator[None]:
     """In evaluation mode, with `SameConvolution` for timm's; as before afterwards."""
-    training = [part for part in model.modules() if part.training]
     replaced = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child).__name__ == "Conv2dSame" and all(_reach(child, a) + 1 >= child.stride[a - 2] for a in (2, 3))  # type: ignore[arg-type, index]
     ]
-    try:
-        model.eval()
-        for parent, name, child in replaced:
-            parent._modules[name] = SameConvolution(child)  # type: ignore[arg-type]
-        yield
-    finally:
-        for parent, name, child in replaced:
-            parent._modules[name] = child
-        for part in training:
-            part.training = True
+    with evaluating(model):
+        try:
+            for parent, name, child in replaced:
+                parent._modules[name] = SameConvolution(child)  # type: ignore[arg-type]
+            yield
+        finally:
+            for parent, name, child in replaced:
+                parent._modules[name] = child
 
 
 def checked(example: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fadeup.functional import check_choice
 from fadeup.plug.host import CHILD, Blend, Place, Plug, Step, freeze, is_plugged, plugged, steps, unplug
 from fadeup.plug.report import Report, Row
-from fadeup.plug.trace import Resize, Source, Trace, evaluating, in_upsampler, tensors
+from fadeup.plug.trace import Resize, Source, Trace, in_upsampler, rehearsing, tensors
 from fadeup.upsamplers import build_upsampler, resolve
 
 Inputs = Tensor | list[Any] | tuple[Any, ...] | Mapping[str, Any]
@@ -135,7 +135,7 @@ def upgrade(
     try:
         _place(model, trace, placed)
         freeze(model, trainable)
-        with evaluating(model):
+        with rehearsing(model):
             model(*args, **kwargs)
     except BaseException:
         unplug(model)

@@ -116,7 +116,7 @@ class Trace(TorchFunctionMode):
         handles = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in model.modules()]
         handles += [m.register_forward_hook(leave, with_kwargs=True) for m in model.modules()]
         try:
-            with evaluating(model), self:
+            with rehearsing(model), self:
                 model(*args, **kwargs)
         finally:
             for handle in handles:
@@ -230,16 +230,22 @@ class Trace(TorchFunctionMode):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation without gradients; afterwards each module's mode and the random state are as they were."""
+    """The network in evaluation mode; afterwards each of its modules is in the mode it was in."""
     training = {module: module.training for module in model.modules()}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     model.eval()
     try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+@contextmanager
+def rehearsing(model: nn.Module) -> Iterator[None]:
+    """Evaluation without gradients that leaves the random state as it was."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with evaluating(model), torch.random.fork_rng(devices), torch.no_grad():
+        yield
 
 
 def _scopes(frame: Frame) -> Iterator[Frame]:

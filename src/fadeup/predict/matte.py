@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fadeup.data.labelled import read_photo
 from fadeup.data.matting import UNKNOWN, compose, png, read_alpha, read_trimap, trimap_from_mask
-from fadeup.engine.evaluation import evaluating
 from fadeup.models.weights import needed
+from fadeup.plug.trace import evaluating
 from fadeup.predict.cutout import COLORS, covering, foreground_colors, read_background
 from fadeup.predict.photos import MATTES, check_photo, failure, plan, write_result
 from fadeup.predict.trained import load_trained, weights_file

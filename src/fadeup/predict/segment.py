@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from fadeup.data.labelled import distinct_colours, read_photo
 from fadeup.data.matting import png
 from fadeup.data.transforms import TestTransform
-from fadeup.engine.evaluation import evaluating
 from fadeup.models import SegFormer
+from fadeup.plug.trace import evaluating
 from fadeup.predict.photos import LABELS, check_photo, failure, plan, write_result
 from fadeup.predict.trained import load_trained, weights_file
 from fadeup.recipes import Segmentation
