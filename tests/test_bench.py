@@ -212,6 +212,8 @@ def test_threads_are_as_before():
         ({"side": 1.5}, "side must be a whole number, 1 or more, got 1.5"),
         ({"dtype": "float64"}, "dtype must be one of 'float32', 'bfloat16', 'float16', got 'float64'"),
         ({"layout": "nhwc"}, "layout must be one of 'channels_last', 'contiguous', got 'nhwc'"),
+        ({"batch": 0}, "batch must be a whole number, 1 or more, got 0"),
+        ({"device": "tpu"}, "device must be one of 'cpu', 'cuda', got 'tpu'"),
         ({"passes": "both"}, "pass must be one of 'forward', 'forward.backward', 'backward', got 'both'"),
         ({"operator": "a2u", "scale": 4}, "scale must be 2 for A2U, got 4"),
     ],

@@ -8,24 +8,25 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fadeup.bench import tables, view
-from fadeup.bench.case import PEERS, Case, peers_of
+from fadeup.bench import gpu, tables, view
+from fadeup.bench.case import DEVICES, DTYPES, Case, default_peers, peers_of
 from fadeup.bench.networks import run_networks
 from fadeup.bench.run import Settings, Tell, require_quiet, thread_count
 from fadeup.bench.targets import QUICK, Plan, run_curves, run_plans, run_targets
 from fadeup.bench.timing import environment
+from fadeup.functional import check_choice
 from fadeup.models.weights import needed
 from fadeup.report import save_figure
 
 REPEAT = 3
-CASE_OPTIONS = ("channels", "side", "scale", "dtype", "layout", "passes")
-DEFAULT_PEERS = tuple(name for name in PEERS if name != "unfold-compiled")
+CASE_OPTIONS = ("channels", "side", "scale", "dtype", "layout", "passes", "batch")
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -58,7 +59,7 @@ def _measure(arguments: argparse.Namespace, plans: list[Plan]) -> dict[str, Any]
     settings = Settings(seconds=arguments.seconds, memory=memory, force=force, wait=arguments.wait)
     busy = require_quiet(settings)
     results: dict[str, Any] = {
-        "environment": environment(),
+        "environment": environment(arguments.device),
         "seconds": arguments.seconds,
         "repeat": arguments.repeat or REPEAT,
         "forced": arguments.force,
@@ -81,19 +82,21 @@ def _measure(arguments: argparse.Namespace, plans: list[Plan]) -> dict[str, Any]
 
 def _plans(arguments: argparse.Namespace) -> list[Plan]:
     """The cases that were asked for: every combination, or the quick look where nothing was asked for."""
+    device = arguments.device
     given = {name: getattr(arguments, name) for name in CASE_OPTIONS if getattr(arguments, name) is not None}
     if not arguments.operators and not given:
         quick = () if arguments.targets or arguments.curves or arguments.networks else QUICK
-        return [(case, tuple(arguments.peers or peers)) for case, peers in quick]
-    operators = list(dict.fromkeys(arguments.operators or ["fade"]))
-    combinations = itertools.product(operators, *(dict.fromkeys(values) for values in given.values()))
-    peers = tuple(arguments.peers or DEFAULT_PEERS)
-    cases = []
-    for operator, *values in combinations:
-        options: dict[str, Any] = dict(zip(given, values, strict=True))
-        cases.append(Case(operator, **options))
-        peers_of(cases[-1], peers)  # unknown names are refused before anything is run
-    return [(case, peers) for case in cases]
+        plans = [(replace(case, device=device), tuple(arguments.peers or peers)) for case, peers in quick]
+    else:
+        operators = list(dict.fromkeys(arguments.operators or ["fade"]))
+        combinations = itertools.product(operators, *(dict.fromkeys(values) for values in given.values()))
+        peers, plans = tuple(arguments.peers or default_peers(device)), []
+        for operator, *values in combinations:
+            options: dict[str, Any] = dict(zip(given, values, strict=True))
+            plans.append((Case(operator, device=device, **options), peers))
+    for case, peers in plans:
+        peers_of(case, peers)  # unknown names are refused before anything is run
+    return plans
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -114,12 +117,26 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--figure must be given with --curves, which it shows, got {arguments.figure} alone")
     if arguments.figure and arguments.figure.suffix not in (".png", ".svg"):
         raise ValueError(f"--figure must be a .png or .svg file, got {arguments.figure.name!r}")
+    _check_device(arguments)
     if arguments.networks:
         needed("transformers", "--networks")
     for name in ("json", "figure"):
         path: Path | None = getattr(arguments, name)
         if path and not path.parent.is_dir():
             raise ValueError(f"--{name} must be in a folder that exists, got {path}")
+
+
+def _check_device(arguments: argparse.Namespace) -> None:
+    """Refuse a GPU that is not there, and the CPU's promises on one."""
+    if check_choice("--device", arguments.device, tuple(DEVICES)) == "cpu":
+        return
+    asked = [f"--{name}" for name in ("targets", "curves", "networks") if getattr(arguments, name)]
+    if asked:
+        raise ValueError(f"--device must be cpu with {', '.join(asked)}, which measure the CPU's kernels, got cuda")
+    for dtype in arguments.dtype or ("float32",):
+        reason = gpu.problem(DTYPES[check_choice("dtype", dtype, tuple(DTYPES))])
+        if reason:
+            raise ValueError(f"--device must be cpu here, got cuda: {reason}")
 
 
 def _save(path: Path, save: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs a case: checks it, times its peers in turns, takes each one's memory in a process of its own."""
+"""Runs a case: checks it, times its peers in turns, takes the memory of each; `gpu` has what a GPU needs for that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 import fadeup
+from fadeup.bench import gpu
 from fadeup.bench.case import (
+    DEVICES,
     Case,
     DisagreementError,
     Work,
@@ -59,6 +61,7 @@ class Settings:
 
 
 Tell = Callable[[str], object]
+Call = Callable[[], object]
 
 
 @contextmanager
@@ -136,8 +139,8 @@ def _timed(case: Case, names: Sequence[str], settings: Settings) -> dict[str, An
     works = {name: prepare(case, name) for name in names}
     with torch.set_grad_enabled(case.passes == "forward+backward"):
         calls = {name: work.call(case.passes) for name, work in works.items()}
-        compiled = _compile(calls)
-        first, rounds = take_turns(calls, case.own, settings.seconds)
+        compiled = _compile(calls, case.device)
+        first, rounds = take_turns(calls, case.own, settings.seconds, case.device)
     own = rounds[case.own]
     peers = {name: spread(rounds[name]) | {"first_ms": first[name] * 1e3} for name in names}
     for name, seconds in compiled.items():
@@ -151,27 +154,29 @@ def _timed(case: Case, names: Sequence[str], settings: Settings) -> dict[str, An
     }
 
 
-def _compile(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def _compile(calls: Mapping[str, Call], device: str) -> dict[str, float]:
     """Seconds of the compiled peer's first call, with nothing in the compiler's caches."""
     if "unfold-compiled" not in calls:
         return {}
     from torch._inductor.utils import fresh_cache
 
     with fresh_cache():
-        return {"unfold-compiled": _seconds(calls["unfold-compiled"])}
+        return {"unfold-compiled": _seconds(calls["unfold-compiled"], device)}
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], object]], own: str, seconds: float
+    calls: Mapping[str, Call], own: str, seconds: float, device: str = "cpu"
 ) -> tuple[dict[str, float], dict[str, list[float | None]]]:
     """Seconds of each call's very first run, and of each round; None in rounds that a slow one sits out.
 
     In a round each call has its turn, so that a machine that slows down slows all of them down. A turn is one call
     untimed, unless it is long, which finds again what the others pushed out of the caches, and then the median of as
-    many calls as fit. torch's Timer cannot do that: it runs a call three times to time it once.
+    many calls as fit. torch's Timer cannot do that: it runs a call three times to time it once. On a GPU all but the
+    very first run are timed by `gpu.Clock`.
     """
-    first = {name: _seconds(call) for name, call in calls.items()}
-    each = {name: _seconds(call) for name, call in calls.items()}
+    clock = _clock(device)
+    first = {name: _seconds(call, device) for name, call in calls.items()}
+    each = {name: clock(call) for name, call in calls.items()}
     counts = {name: max(1, min(50, int(TURN_SECONDS / each[name]))) for name in calls}
     fitting = {name: int(seconds / (counts[name] * each[name])) for name in calls}
     total = min(max(fitting[own], ROUNDS[0]), ROUNDS[1])
@@ -183,21 +188,29 @@ def take_turns(
         for index in range(total):
             for name, call in calls.items():
                 if (index * turns[name]) // total != ((index - 1) * turns[name]) // total:
-                    rounds[name][index] = _turn(call, counts[name], warm=each[name] < WARM_SECONDS)
+                    rounds[name][index] = _turn(call, counts[name], clock, warm=each[name] < WARM_SECONDS)
     finally:
         gc.enable()
     return first, rounds
 
 
-def _turn(call: Callable[[], object], count: int, *, warm: bool) -> float:
+def _turn(call: Call, count: int, clock: Callable[[Call], float], *, warm: bool) -> float:
     if warm:
         call()
-    return statistics.median(_seconds(call) for _ in range(count))
+    return statistics.median(clock(call) for _ in range(count))
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _clock(device: str) -> Callable[[Call], float]:
+    """What times a call on a device, in seconds."""
+    return gpu.Clock(DEVICES[device]) if device == "cuda" else _seconds
+
+
+def _seconds(call: Call, device: str = "cpu") -> float:
+    """Seconds until a call is done, of which a GPU may do the last part after it returns."""
     start = time.perf_counter()
     call()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -221,33 +234,41 @@ def ratio(peer: Sequence[float | None], own: Sequence[float | None]) -> dict[str
 
 
 def _floor(case: Case, work: Work, own: Sequence[float | None]) -> dict[str, Any]:
-    """The least time that this machine needs for the case, and how many times longer the kernel took."""
+    """The least time that this machine needs for the case, and how many times longer the kernel took.
+
+    On a GPU it is that of the memory alone, and the peak of its arithmetic is None: a peak for each type, on tensor
+    cores or off them, would be another benchmark, and without it the floor is only lower.
+    """
     moved, macs = floor_work(case, work)
-    bandwidth, peak = copy_bandwidth(), native.peak()
-    by_memory, by_arithmetic = moved / bandwidth, macs / peak
+    bandwidth, peak = copy_bandwidth(case.device), native.peak() if case.device == "cpu" else None
+    by_memory, by_arithmetic = moved / bandwidth, macs / peak if peak else 0.0
     seconds = max(by_memory, by_arithmetic)
     values = [value / seconds for value in own if value is not None]
     q1, ratio, q3 = _quartiles(values)
     return {
         **{"ms": seconds * 1e3, "bound": "memory" if by_memory >= by_arithmetic else "arithmetic"},
-        **{"mib": moved / 2**20, "macs": macs, "copy_gb_s": bandwidth / 1e9, "peak_gmac_s": peak / 1e9},
+        **{"mib": moved / 2**20, "macs": macs, "copy_gb_s": bandwidth / 1e9},
+        "peak_gmac_s": peak / 1e9 if peak else None,
         **{"ratio": ratio, "q1": q1, "q3": q3},
     }
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of the best of ten copies of 256 MiB."""
-    source = torch.ones(COPIED_BYTES // 4)
+def copy_bandwidth(device: str = "cpu") -> float:
+    """Bytes per second, read and written, of the best of ten copies of 256 MiB within a device's memory."""
+    source, clock = torch.ones(COPIED_BYTES // 4, device=DEVICES[device]), _clock(device)
     target = torch.zeros_like(source)
-    return 2 * COPIED_BYTES / min(_seconds(lambda: target.copy_(source)) for _ in range(10))
+    return 2 * COPIED_BYTES / min(clock(lambda: target.copy_(source)) for _ in range(10))
 
 
 def memory_of(case: Case, peer: str) -> dict[str, float | None]:
-    """MiB that the call needs above its inputs, and what its first call keeps, in a fresh process.
+    """MiB that the call needs above its inputs, and what its first call keeps; on the CPU in a fresh process.
 
     Raises:
         RuntimeError: The process failed; its last words are in the message.
     """
+    if case.device == "cuda":
+        with torch.set_grad_enabled(case.passes == "forward+backward"):
+            return gpu.measure_memory(prepare(case, peer).call(case.passes))
     order = json.dumps({"case": asdict(case), "peer": peer, "threads": torch.get_num_threads()})
     try:
         return json.loads(fresh_python("-m", "fadeup.bench.worker", order))

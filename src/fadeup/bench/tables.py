@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fadeup.bench.case import unusual_text
 from fadeup.bench.targets import memory_ratio, per_pixel
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NETWORKS_BEGIN, NETWORKS_END = "<!-- networks:begin -->", "<!-- networks:end -->"
-REASSEMBLERS = ("native", "unfold", "unfold-compiled", "eager", "plain")
+REASSEMBLERS = ("native", "triton", "unfold", "unfold-compiled", "eager", "plain", "mmcv")
 """The peers with the inputs and outputs of the operator itself, to which their memory is compared."""
 KEYS = {"environment", "seconds", "repeat", "forced", "busy", "cases", "targets", "curves"}
 
@@ -38,7 +40,9 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{rule}: {error}") from error
     if not isinstance(results, dict) or not results.keys() >= KEYS:
         raise ValueError(f"{rule}, which is another")
-    return {"networks": None} | results  # which older files do not have
+    for result in (*results["cases"], *itertools.chain(*(results["curves"] or {}).values())):
+        result["case"] = {"batch": 1, "device": "cpu"} | result["case"]  # which older files do not have
+    return {"networks": None} | results  # nor this
 
 
 def size_text(case: dict[str, Any]) -> str:
@@ -49,12 +53,18 @@ def size_text(case: dict[str, Any]) -> str:
 def machine_text(results: dict[str, Any]) -> str:
     """Where and when this was measured; the first thing said of forced results is that they are."""
     e = results["environment"]
+    gpu = f"{_gpu_text(e['gpu'])}; " if e.get("gpu") else ""
     vectors = ", ".join(name for name in e["vectors"] if name.startswith(("avx", "amx", "asimd", "sve")))
     text = (
-        f"{e['cpu']} ({vectors or e['machine']}), {e['threads']} threads; torch {e['torch']}, Python {e['python']}, "
-        f"fadeup {e['fadeup']} at commit {e['commit']}; {e['date']}."
+        f"{gpu}{e['cpu']} ({vectors or e['machine']}), {e['threads']} threads; torch {e['torch']}, "
+        f"Python {e['python']}, fadeup {e['fadeup']} at commit {e['commit']}; {e['date']}."
     )
     return ("**Forced: other processes may have disturbed this.** " if results["forced"] else "") + text
+
+
+def _gpu_text(gpu: dict[str, Any]) -> str:
+    driver = f", driver {gpu['driver']}" if gpu["driver"] else ""
+    return f"{gpu['name']} (compute capability {gpu['capability']}, CUDA {gpu['cuda']}{driver}, Triton {gpu['triton']})"
 
 
 def target_values(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -134,7 +144,7 @@ def _case_table(cases: Sequence[dict[str, Any]]) -> str:
         place = (
             f"`{case['operator']}`",
             f"{case['channels']} × {size_text(case)}",
-            f"{case['dtype']}, {case['layout'].replace('_', ' ')}",
+            f"{case['dtype']}, {case['layout'].replace('_', ' ')}{unusual_text(case)}",
             case["passes"].replace("+", " + "),
         )
         for name, peer in result["peers"].items():
@@ -166,9 +176,9 @@ def _floor_table(cases: Sequence[dict[str, Any]]) -> str:
     for result in cases:
         floor, case = result.get("floor"), result["case"]
         if floor:
-            times = number(result["peers"]["native"]["median_ms"]), number(floor["ms"]), floor["bound"]
+            times = number(result["peers"][result["own"]]["median_ms"]), number(floor["ms"]), floor["bound"]
             machine = number(floor["copy_gb_s"]), number(floor["peak_gmac_s"])
-            place = case["passes"], case["dtype"], f"{case['channels']} × {size_text(case)}"
+            place = case["passes"], case["dtype"] + unusual_text(case), f"{case['channels']} × {size_text(case)}"
             rows.append((*place, *times, _spread(floor), *machine))
     return _table(header, rows, 3)
 

@@ -76,7 +76,8 @@ def _memory_share(results: Results) -> float | None:
 def per_pixel(result: dict[str, Any], peer: str | None = None) -> float:
     """Nanoseconds per output pixel."""
     case = result["case"]
-    return result["peers"][peer or result["own"]]["median_ms"] * 1e6 / (case["side"] * case["scale"]) ** 2
+    pixels = case["batch"] * (case["side"] * case["scale"]) ** 2
+    return result["peers"][peer or result["own"]]["median_ms"] * 1e6 / pixels
 
 
 def memory_ratio(result: dict[str, Any], peer: str | None = None) -> float | None:

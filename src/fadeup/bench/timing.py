@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import fadeup
+from fadeup.bench import gpu
 from fadeup.cost import FIGURE_7
 from fadeup.doctor import cpu_model, vector_sets
 
@@ -100,9 +101,9 @@ def _by_field(measurements: dict[str, list[Measurement]]) -> dict[str, dict[str,
     return {field: {name: [getattr(m, field) for m in ms] for name, ms in measurements.items()} for field in fields}
 
 
-def environment() -> dict[str, Any]:
-    """Versions, threads, machine, commit and date, which timings and last digits depend on."""
-    return {
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Versions, threads, machine, commit and date, which timings and last digits depend on; with `"cuda"` the GPU."""
+    machine: dict[str, Any] = {
         "fadeup": fadeup.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -113,6 +114,7 @@ def environment() -> dict[str, Any]:
         "commit": commit_of(Path(fadeup.__file__).parent),
         "date": datetime.now(UTC).date().isoformat(),
     }
+    return machine | ({"gpu": gpu.describe()} if device == "cuda" else {})
 
 
 def commit_of(folder: Path) -> str | None:

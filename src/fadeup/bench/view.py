@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fadeup.bench.case import unusual_text
 from fadeup.bench.tables import (
     REASSEMBLERS,
     best_cases,
@@ -71,6 +72,8 @@ def _case_lines(result: dict[str, Any]) -> str:
     layout = case["layout"].replace("_", " ")
     lines = [f"[bold]{case['operator']}[/]", f"{case['channels']} ch, {size_text(case)}", case["passes"]]
     lines.append(f"{case['dtype']}, {layout}")
+    if unusual := unusual_text(case).removeprefix(", "):
+        lines.append(unusual)
     lines += [f"compiled in {peer['compile_s']:.0f} s" for peer in result["peers"].values() if "compile_s" in peer]
     if floor:
         lines.append(f"[bold]{number(floor['ratio'])}[/] × the floor ({floor['bound']})")

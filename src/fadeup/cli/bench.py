@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="time and memory of the operators here, against their peers and against what the machine can do",
-        description="Times operators and their peers in turns, and takes each one's memory in a process of its own. "
+        description="Times operators and their peers in turns, and takes the memory of each. "
         "Without arguments a quick look at FADE and at the fused kernel. A case whose results differ from the "
         "reference's is refused, and so is a machine on which other processes use more than 10 % of a core.",
     )
@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     several: dict[str, Any] = {"nargs": "+", "default": None}
     parser.add_argument("--channels", **several, type=positive, metavar="C", help="default: 256")
     parser.add_argument("--size", **several, type=positive, dest="side", metavar="SIDE", help="decoder's, default: 64")
+    parser.add_argument("--batch", **several, type=positive, metavar="N", help="default: 1")
     parser.add_argument("--scale", **several, type=positive, metavar="S", help="default: 2")
     parser.add_argument("--dtype", **several, metavar="TYPE", help="float32 (default), bfloat16, float16")
     parser.add_argument("--layout", **several, metavar="LAYOUT", help="channels_last (default), contiguous")
@@ -32,8 +33,10 @@ def add(commands: Any) -> None:
         "--peers",
         **several,
         metavar="PEER",
-        help="unfold, unfold-compiled, eager, bilinear, dysample (default: all but unfold-compiled)",
+        help="unfold, unfold-compiled, eager, bilinear, dysample; with --device cuda also mmcv, for carafe only "
+        "(default: all but unfold-compiled, and mmcv only where it is installed)",
     )
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), or cuda: one NVIDIA GPU")
     parser.add_argument("--targets", action="store_true", help="what is promised of the CPU kernels (minutes)")
     parser.add_argument("--repeat", type=positive, metavar="N", help="with --targets: best of N runs (default: 3)")
     parser.add_argument("--curves", action="store_true", help="FADE over sizes and over channels (minutes)")
@@ -45,7 +48,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--wait", type=float, default=0.0, metavar="S", help="seconds to wait for busy processes (default: 0)"
     )
-    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for each peer")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory; on the CPU a process a peer")
     parser.add_argument("--force", action="store_true", help="run beside busy processes; the result is marked")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="with --curves: draw them as .png or .svg")
