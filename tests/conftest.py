@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import torch
 from hypothesis import settings
 from safetensors import safe_open
 from torch import Tensor
+
+# Before Triton is imported, by torch too: without a GPU its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -39,7 +44,7 @@ def golden():
         with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is no dictionary
                 part, _, rest = key.partition(".")
-                parts[part][rest] = file.get_tensor(key)
+                parts[part][rest] = file.get_tensor(key).to(torch.get_default_device())
             about = json.loads(file.metadata()["about"])
         return Golden(parts["input"], parts["state"], parts["output"], about)
 
@@ -49,6 +54,19 @@ def golden():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def device(request):
+    """Tests marked gpu make their tensors on the GPU, all others on the CPU."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU that torch can use")
+    torch.set_default_device("cuda")
+    yield
+    torch.set_default_device(None)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor
+
+# With `pytest -m gpu` the tests of all implementations run on a GPU with this one; in Triton's interpreter they would
+# take an hour, so that test_triton.py has its own choice of cases.
+ON_A_GPU = pytest.param("triton", marks=pytest.mark.gpu)
+FASTER = ["eager", "native", ON_A_GPU]
+ALL = ["reference", *FASTER]
 
 
 def budget(exact: Tensor, low: Tensor) -> float:

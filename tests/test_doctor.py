@@ -35,7 +35,7 @@ def test_diagnosis_here(capsys):
     assert f"fadeup       {fadeup.__version__}, torch {torch.__version__}" in out
     used = "eager" if native.problem() else "native"
     assert f"impl='auto'  {used} on the CPU" in out
-    assert "there are no CUDA or Triton kernels yet" in out
+    assert "\nGPU          " in out
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["implementation"] == used
@@ -98,3 +98,41 @@ def test_system_without_cpuinfo(monkeypatch):
     assert doctor.vector_sets() == []
     assert doctor.cpu_model()
     assert "not listed by the system" in doctor.render(doctor.diagnose())
+
+
+GPU = {"name": "Some GPU", "capability": "8.0", "implementation": "triton", "problem": None, "bfloat16": None}
+GPUS = {
+    "none": (None, "GPU none that torch can use (CUDA 13.0, Triton 3.8.0)"),
+    "good": (
+        GPU,
+        "GPU Some GPU, compute capability 8.0 (CUDA 13.0, Triton 3.8.0) there impl='auto' is triton, the fused",
+    ),
+    "old": (
+        GPU | {"problem": "too old", "implementation": "eager"},
+        "(CUDA 13.0, Triton 3.8.0) there impl='auto' is eager, the slower one: too old",
+    ),
+    "without bfloat16": (
+        GPU | {"bfloat16": "bfloat16 needs 8.0"},
+        "there impl='auto' is triton, the fused kernels; in bfloat16 eager: bfloat16 needs 8.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_the_gpu_and_what_is_used_there(gpu):
+    told, words = GPUS[gpu]
+    found = doctor.diagnose() | {"gpu": told, "cuda": "13.0", "triton": "3.8.0", "interpreted": False}
+    assert words in " ".join(doctor.render(found).split())
+    interpreted = " ".join(doctor.render(found | {"interpreted": True}).split())
+    assert "TRITON_INTERPRET is set: impl='triton' runs on the CPU, slowly, as a check" in interpreted
+
+
+def test_a_gpu_is_looked_at_where_torch_tells_of_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    found = doctor.diagnose()["gpu"]
+    assert found["implementation"] == "triton"
+    assert found["capability"] == "7.5"
+    assert found["bfloat16"] == "Some GPU has compute capability 7.5 and bfloat16 needs 8.0"

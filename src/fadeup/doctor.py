@@ -1,7 +1,8 @@
-"""What is installed, which implementation `impl="auto"` uses on the CPU, and why; builds the kernels ahead of time."""
+"""What is installed, which implementation `impl="auto"` uses on the CPU and on a GPU, and why; builds the CPU's kernels."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 import fadeup
-from fadeup.kernels import native
+from fadeup.kernels import native, triton
 from fadeup.kernels.native import INSTALL, BuildError
 
 __all__ = ["INSTALL", "BuildError", "build", "cpu_model", "diagnose", "render", "rows", "vector_sets"]
@@ -57,8 +58,31 @@ def _version(command: list[str] | None) -> str | None:
     return next(iter(done.stdout.splitlines()), None)
 
 
+def _triton_version() -> str | None:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> dict[str, Any] | None:
+    """The GPU that torch uses first, and the implementation there; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    device = torch.device("cuda", torch.cuda.current_device())
+    problem = triton.problem(device, torch.float32)
+    major, minor = torch.cuda.get_device_capability(device)
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "capability": f"{major}.{minor}",
+        "implementation": "eager" if problem else "triton",
+        "problem": problem,
+        "bfloat16": None if problem else triton.problem(device, torch.bfloat16),
+    }
+
+
 def diagnose() -> dict[str, Any]:
-    """Versions, CPU, and the implementation that is used; builds the kernels where they have not been built."""
+    """Versions, CPU, GPU, and the implementations that are used; builds the CPU's kernels where they are missing."""
     problem, command = native.problem(), native.compiler()
     return {
         "fadeup": fadeup.__version__,
@@ -75,7 +99,10 @@ def diagnose() -> dict[str, Any]:
         "cache": str(native.cache_folder()),
         "compiler": None if command is None else " ".join(command),
         "compiler_version": _version(command),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": _gpu(),
+        "cuda": torch.version.cuda,
+        "triton": _triton_version(),
+        "interpreted": triton.is_interpreted(),
     }
 
 
@@ -110,13 +137,26 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         lines += [("impl='auto'", "native on the CPU, the fused kernels"), ("library", found["library"])]
     described = found["compiler"] and f"{found['compiler']} ({found['compiler_version'] or 'says no version'})"
     missing = "none" if found["problem"] else "none; the library was put into the cache before"
-    gpu = f"eager on {found['gpu']}" if found["gpu"] else "none that torch can use"
     return [
         *lines,
         ("compiler", described or missing),
         ("cache", found["cache"] + (" (FADEUP_CACHE)" if os.environ.get("FADEUP_CACHE", "").strip() else "")),
-        ("GPU", f"{gpu}; there are no CUDA or Triton kernels yet"),
+        *_gpu_rows(found),
     ]
+
+
+def _gpu_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    gpu = found["gpu"]
+    versions = f"CUDA {found['cuda'] or 'none'}, Triton {found['triton'] or 'none'}"
+    if found["interpreted"]:
+        versions += "; TRITON_INTERPRET is set: impl='triton' runs on the CPU, slowly, as a check"
+    if gpu is None:
+        return [("GPU", f"none that torch can use ({versions})")]
+    lines = [("GPU", f"{gpu['name']}, compute capability {gpu['capability']} ({versions})")]
+    if gpu["problem"]:
+        return [*lines, ("there", f"impl='auto' is eager, the slower one: {gpu['problem']}")]
+    used = "impl='auto' is triton, the fused kernels"
+    return [*lines, ("there", f"{used}; in bfloat16 eager: {gpu['bfloat16']}" if gpu["bfloat16"] else used)]
 
 
 def render(found: dict[str, Any]) -> str:

@@ -17,9 +17,8 @@ import fadeup
 from fadeup.functional import nearest, reassemble
 from fadeup.kernels.eager import whole_ratio
 from fadeup.kernels.op import IMPLEMENTATIONS
-from helpers import assert_within, budget, poisoned_memory
+from helpers import ALL, FASTER, assert_within, budget, poisoned_memory
 
-IMPLS = [name for name in IMPLEMENTATIONS if name != "reference"]
 SLACK = 4  # times the reference's rounding: native adds 4*K*K products in a row, where the reference adds in two levels
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 PARTS = ("decoder", "logits", "coarse_logits", "encoder", "gate_logits")
@@ -65,9 +64,14 @@ CASES = [
 SMALL = [Case((2, 3), (4, 6), 3, 2, 2), Case((2, 3), (3, 6), 3, 2, 2), Case((3, 2), (4, 5), 3, 2, 1)]
 
 
+def values(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    """The same on every device."""
+    return torch.randn(shape, generator=random, dtype=torch.float64, device="cpu").to(torch.get_default_device())
+
+
 def make(case: Case, dtype: torch.dtype = torch.float64) -> dict[str, Tensor | None]:
     """Leaves of `dtype`; the same values, rounded to it, for every dtype."""
-    random = torch.Generator().manual_seed(1)
+    random = torch.Generator("cpu").manual_seed(1)
     (height, width), (out_height, out_width) = case.size, case.out_size
     shapes = {
         "decoder": (case.batch, case.channels, height, width),
@@ -76,7 +80,7 @@ def make(case: Case, dtype: torch.dtype = torch.float64) -> dict[str, Tensor | N
         "encoder": (case.batch, case.channels, out_height, out_width),
         "gate_logits": (case.batch, 1, height, width),
     }
-    maps = {name: torch.randn(shape, generator=random, dtype=torch.float64) for name, shape in shapes.items()}
+    maps = {name: values(shape, random) for name, shape in shapes.items()}
     absent = ["coarse_logits"] * (not case.coarse) + ["encoder", "gate_logits"] * (not case.gate)
     return {name: None if name in absent else x.to(dtype).requires_grad_() for name, x in maps.items()}
 
@@ -86,8 +90,7 @@ def widened(maps: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
 
 
 def cotangent_of(out: Tensor) -> Tensor:
-    random = torch.Generator().manual_seed(2)
-    return torch.randn(out.shape, generator=random, dtype=torch.float64).to(out.dtype)
+    return values(tuple(out.shape), torch.Generator("cpu").manual_seed(2)).to(out.dtype)
 
 
 def outputs(
@@ -107,7 +110,7 @@ def tolerance(exact: Tensor, low: Tensor) -> float:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", FASTER)
 def test_value_and_gradients_match_reference_within_its_own_rounding(case, impl):
     maps = make(case, torch.float32)
     exact, low = outputs(widened(maps), "reference"), outputs(maps, "reference")
@@ -119,7 +122,7 @@ def test_value_and_gradients_match_reference_within_its_own_rounding(case, impl)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("out_size", [(13, 17), (12, 19)], ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", FASTER)
 def test_every_dtype_matches_reference_and_comes_back(impl, out_size, dtype):
     maps = make(Case((7, 9), out_size), dtype)
     exact, low = outputs(widened(maps), "reference"), outputs(maps, "reference")
@@ -154,7 +157,7 @@ def literal(decoder, logits, coarse_logits=None, encoder=None, gate_logits=None)
     return out
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @pytest.mark.parametrize(
     "case",
     [*SMALL, Case((3, 4), (5, 9), 5, 2, 1), Case((2, 2), (4, 4), 3, 1, 1, coarse=False, gate=False)],
@@ -174,7 +177,7 @@ def similarity(kernel_size: int, impl: str) -> Callable[..., Tensor]:
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", FASTER)
 def test_the_derivative_matches_finite_differences(case, impl):
     maps = make(case)
     assert torch.autograd.gradcheck(reassemble_by_position(impl), tuple(maps.values()))
@@ -207,7 +210,7 @@ def test_a_second_derivative_of_native_is_refused_and_create_graph_alone_is_not(
 
 @pytest.mark.parametrize("wanted", PARTS)
 @pytest.mark.parametrize("out_size", [(13, 17), (12, 19)], ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", FASTER)
 def test_the_gradient_of_one_part_alone_is_that_of_all(impl, out_size, wanted):
     case = Case((7, 9), out_size)
     everything = outputs(make(case), impl)
@@ -218,7 +221,7 @@ def test_the_gradient_of_one_part_alone_is_that_of_all(impl, out_size, wanted):
 
 
 @pytest.mark.parametrize("out_size", [(13, 17), (14, 18), (12, 19)], ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", FASTER)
 def test_no_uninitialised_memory_is_read(impl, out_size):
     maps = make(Case((7, 9), out_size))
     clean = outputs(maps, impl)
@@ -281,7 +284,7 @@ def test_exported_from_an_exact_2x_example_serves_every_size():
 
 
 @pytest.mark.parametrize("out_size", [(14, 18), (12, 19)], ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", FASTER)
 def test_compiles_in_one_graph(impl, out_size):
     module = Reassemble(impl)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
@@ -294,13 +297,13 @@ def test_compiles_in_one_graph(impl, out_size):
         torch.testing.assert_close(actual, wanted)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 def test_under_autocast_half_logits_serve_a_float32_decoder(impl):
     maps = make(Case((7, 9), (13, 17)), torch.float32)
     half = {
         name: maps[name].detach().bfloat16().requires_grad_() for name in ("logits", "coarse_logits", "gate_logits")
     }
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         out = reassemble(**{**maps, **half}, impl=impl)
     assert out.dtype == torch.float32
     exact = reassemble(**{**widened(maps), **widened(half)}, impl="reference")
@@ -311,23 +314,23 @@ def test_under_autocast_half_logits_serve_a_float32_decoder(impl):
     assert half["logits"].grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 def test_under_autocast_a_half_decoder_meets_a_float32_encoder(impl):
     maps = make(Case((7, 9), (13, 17)), torch.float32)
     maps["decoder"] = maps["decoder"].detach().bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         out = reassemble(**maps, impl=impl)
     assert out.dtype == torch.float32
     assert_within(out, reassemble(**widened(maps), impl="reference"), 1e-5)
 
 
 @pytest.mark.parametrize("halved", [0, 1])
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 def test_under_autocast_window_dot_takes_maps_of_two_precisions_and_sums_in_float32(impl, halved):
     query, key = torch.randn(2, 6, 13, 17), torch.randn(2, 6, 7, 9)
     pair = [query.bfloat16(), key] if halved == 0 else [query, key.bfloat16()]
     exact = fadeup.window_dot(pair[0].double(), pair[1].double(), 3, impl="reference")
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         out = fadeup.window_dot(*pair, 3, impl=impl)
     assert out.dtype == pair[0].dtype
     assert_within(out, exact, 2 * torch.finfo(out.dtype).eps * exact.abs().max().item())
@@ -351,14 +354,14 @@ def plain(case: Case) -> dict[str, Tensor | None]:
     return {name: None if x is None else x.detach() for name, x in make(case).items()}
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", FASTER)
 @given(case=cases)
 def test_law_is_reference_at_any_size(impl, case):
     maps = plain(case)
     torch.testing.assert_close(reassemble(**maps, impl=impl), reassemble(**maps, impl="reference"))
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @given(case=cases, a=st.floats(-3, 3), b=st.floats(-3, 3))
 def test_law_linear_in_the_decoder(impl, case, a, b):
     maps = plain(case) | {"encoder": None, "gate_logits": None}
@@ -370,7 +373,7 @@ def test_law_linear_in_the_decoder(impl, case, a, b):
     torch.testing.assert_close(up(a * first + b * other), a * up(first) + b * up(other), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @given(case=cases, value=st.floats(-5, 5))
 def test_law_a_constant_stays_where_the_window_is_inside(impl, case, value):
     maps = plain(case) | {"encoder": None, "gate_logits": None}
@@ -384,7 +387,7 @@ def test_law_a_constant_stays_where_the_window_is_inside(impl, case, value):
     assert (out.abs() <= abs(value) + 1e-12).all()  # zeros outside only damp
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @given(case=cases, shift=st.floats(-50, 50))
 def test_law_a_constant_added_to_all_logits_changes_nothing(impl, case, shift):
     maps = plain(case)
@@ -392,7 +395,7 @@ def test_law_a_constant_added_to_all_logits_changes_nothing(impl, case, shift):
     torch.testing.assert_close(shifted, reassemble(**maps, impl=impl), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @pytest.mark.parametrize("limit", [float("inf"), 1e4])
 @given(case=cases.filter(lambda case: case.gate))
 def test_law_an_open_gate_gives_the_encoder_and_a_shut_one_the_decoder(impl, limit, case):
@@ -404,7 +407,7 @@ def test_law_an_open_gate_gives_the_encoder_and_a_shut_one_the_decoder(impl, lim
         torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @given(case=cases)
 def test_law_batch_entries_do_not_mix_and_permute(impl, case):
     maps = plain(case)
@@ -416,7 +419,7 @@ def test_law_batch_entries_do_not_mix_and_permute(impl, case):
     torch.testing.assert_close(alone, out[:1])
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @given(case=cases)
 def test_law_one_open_tap_is_nearest(impl, case):
     maps = plain(case) | {"encoder": None, "gate_logits": None}
@@ -426,7 +429,7 @@ def test_law_one_open_tap_is_nearest(impl, case):
     torch.testing.assert_close(out, nearest(maps["decoder"], case.out_size), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @given(case=cases)
 def test_law_the_logarithm_of_kernels_gives_those_kernels(impl, case):
     maps = plain(case) | {"coarse_logits": None, "encoder": None, "gate_logits": None}
@@ -490,7 +493,7 @@ def window_dot_outputs(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [case for case in CASES if case.coarse and case.gate], ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", FASTER)
 def test_window_dot_matches_reference_within_its_own_rounding(impl, case, dtype):
     maps = make(case, dtype)
     query, key = maps["encoder"], maps["decoder"]
@@ -502,7 +505,7 @@ def test_window_dot_matches_reference_within_its_own_rounding(impl, case, dtype)
         assert_within(ours, wanted, tolerance(wanted, rounded))
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @given(case=cases)
 def test_law_window_dot_is_the_dot_product_inside_and_zero_outside(impl, case):
     maps = make(case)
@@ -519,7 +522,7 @@ def test_law_window_dot_is_the_dot_product_inside_and_zero_outside(impl, case):
 
 
 @pytest.mark.parametrize("out_size", [(14, 18), (13, 17), (12, 19)], ids=str)
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 def test_memory_format_in_is_memory_format_out(impl, out_size):
     maps = detached(Case((7, 9), out_size))
     last = [x.to(memory_format=torch.channels_last) for x in maps]
@@ -533,14 +536,14 @@ def test_memory_format_in_is_memory_format_out(impl, out_size):
     torch.testing.assert_close(reassemble(*last[:2], impl=impl), reassemble(*maps[:2], impl=impl))
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 def test_strided_views_give_the_same(impl):
     maps = plain(Case((7, 9), (13, 17)))
     views = {name: torch.stack([x, x], dim=-1).flatten(3)[..., ::2] for name, x in maps.items()}
     torch.testing.assert_close(reassemble(**views, impl=impl), reassemble(**maps, impl=impl))
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 def test_an_empty_batch_gives_an_empty_result(impl):
     maps = {name: x[:0].detach().requires_grad_() for name, x in make(Case((7, 9), (13, 17))).items()}
     out = reassemble(**maps, impl=impl)
@@ -551,7 +554,7 @@ def test_an_empty_batch_gives_an_empty_result(impl):
 
 
 @pytest.mark.parametrize("name", ["logits", "coarse_logits", "gate_logits"])
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 def test_infinite_logits_are_accepted(impl, name):
     maps = plain(Case((7, 9), (13, 17)))
     maps[name] = maps[name].clone()

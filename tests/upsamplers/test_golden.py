@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fadeup import UPSAMPLERS, build_upsampler, load_official, reassemble
-from fadeup.kernels.op import IMPLEMENTATIONS
 from fadeup.upsamplers.fade import OFFICIAL_KEYS
+from helpers import ALL
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 WITH_ENCODER = {
@@ -24,7 +24,7 @@ WITH_ENCODER = {
 }
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 @pytest.mark.parametrize("name", WITH_ENCODER)
 def test_methods_with_an_encoder(golden, name, impl):
     data = golden(name)
@@ -73,7 +73,7 @@ def test_indexnet(golden, mode, theirs, kind):
     torch.testing.assert_close(module.pool(encoder), pooled, **TOLERANCE)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ALL)
 def test_reassembly_by_given_kernels(golden, impl):
     data = golden("reassemble-0")
     up = reassemble(data.inputs["decoder"], data.inputs["kernels"].log(), impl=impl)

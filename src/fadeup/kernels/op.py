@@ -1,12 +1,14 @@
 """Chooses the implementation, and keeps the promises that do not depend on it: accumulation type and memory format.
 
 An implementation is a module with `reassemble` and `window_dot` over tensors of one dtype. The fused kernels (native on
-the CPU) are registered operators of torch in place of that: they take and give half precision as it lies in memory,
-have a backward pass of their own, and are opaque to `torch.compile`. Nothing above this file knows which one runs.
+the CPU, triton on CUDA) are registered operators of torch in place of that: they take and give half precision as it
+lies in memory, have a backward pass of their own, and are opaque to `torch.compile`. Nothing above this file knows
+which one runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
@@ -15,17 +17,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fadeup.kernels import eager, native, reference
+from fadeup.kernels import eager, native, reference, triton
 
-IMPLEMENTATIONS = ("reference", "eager", "native")
+IMPLEMENTATIONS = ("reference", "eager", "native", "triton")
 _PLAIN: dict[str, ModuleType] = {"reference": reference, "eager": eager}
 
 
 def choose(impl: str, x: Tensor | None = None) -> str:
     """The implementation of that name, or for `"auto"` the fastest that serves `x`. A named one is used or refused."""
     if impl == "auto":
-        fits = x is not None and x.device.type == "cpu" and not torch.compiler.is_exporting()
-        return "native" if fits and native.is_available() else "eager"
+        return "eager" if x is None or torch.compiler.is_exporting() else _fastest(x)
     if impl not in IMPLEMENTATIONS:
         names = ", ".join(repr(name) for name in ("auto", *IMPLEMENTATIONS))
         raise ValueError(f"impl must be one of {names}, got {impl!r}")
@@ -38,7 +39,17 @@ def choose(impl: str, x: Tensor | None = None) -> str:
             f"impl must be 'auto', 'eager' or 'reference' here, got 'native', which could not be built ({reason}); "
             f"{native.INSTALL}"
         )
+    if impl == "triton" and x is not None and (reason := triton.problem(x.device, x.dtype)):
+        raise ValueError(
+            f"impl must be 'auto', 'eager' or 'reference' for {x.dtype} on {x.device}, got 'triton': {reason}"
+        )
     return impl
+
+
+def _fastest(x: Tensor) -> str:
+    if x.device.type == "cpu":
+        return "native" if native.is_available() else "eager"
+    return "triton" if x.device.type == "cuda" and triton.is_available(x.device, x.dtype) else "eager"
 
 
 def match_format(out: Tensor, like: Tensor) -> Tensor:
@@ -79,9 +90,9 @@ def reassemble(
 ) -> Tensor:
     """Run `reassemble` of the chosen implementation; the result has the dtype and memory format of `decoder`."""
     chosen = choose(impl, decoder)
-    if chosen == "native":
+    if chosen not in _PLAIN:
         maps = (logits, coarse_logits, encoder, gate_logits)
-        return torch.ops.fadeup.reassemble(decoder, *(_as_wide_as(decoder, x) for x in maps))
+        return _operator("reassemble", chosen, decoder)(decoder, *(_as_wide_as(decoder, x) for x in maps))
     tensors = _wide(decoder.dtype, decoder, logits, coarse_logits, encoder, gate_logits)
     with _outside_autocast(decoder):
         return match_format(_PLAIN[chosen].reassemble(*tensors).to(decoder.dtype), decoder)
@@ -90,23 +101,24 @@ def reassemble(
 def window_dot(query: Tensor, key: Tensor, kernel_size: int, impl: str) -> Tensor:
     """Run `window_dot` of the chosen implementation; the result has the dtype and memory format of `query`."""
     chosen = choose(impl, query)
-    if chosen == "native":
+    if chosen not in _PLAIN:
         common = torch.promote_types(query.dtype, key.dtype)
-        return torch.ops.fadeup.window_dot(query.to(common), key.to(common), kernel_size).to(query.dtype)
+        run = _operator("window_dot", chosen, query)
+        return run(query.to(common), key.to(common), kernel_size).to(query.dtype)
     tensors = _wide(query.dtype, query, key)
     with _outside_autocast(query):
         return match_format(_PLAIN[chosen].window_dot(*tensors, kernel_size).to(query.dtype), query)
 
 
-# ---- the registered operators: schema, fake, CPU, gradient ----
+# ---- the registered operators: schema, fake, CPU, CUDA, gradient ----
 
 _MAPS = "Tensor decoder, Tensor logits, Tensor? coarse_logits, Tensor? encoder, Tensor? gate_logits"
-torch.library.define("fadeup::reassemble", f"({_MAPS}) -> Tensor")
-torch.library.define("fadeup::reassemble_backward", f"(Tensor grad, {_MAPS}, bool[5] needed) -> Tensor[]")
-torch.library.define("fadeup::window_dot", "(Tensor query, Tensor key, int kernel_size) -> Tensor")
-torch.library.define(
-    "fadeup::window_dot_backward", "(Tensor grad, Tensor query, Tensor key, bool[2] needed) -> Tensor[]"
-)
+
+
+def _operator(name: str, implementation: str, x: Tensor) -> Callable[..., Tensor]:
+    """The operator that runs a fused implementation; Triton's interpreter is a guest on the CPU, under another name."""
+    guest = implementation == "triton" and x.device.type == "cpu"
+    return getattr(torch.ops.fadeup, f"interpreted_{name}" if guest else name)
 
 
 def _present(tensors: Any, needed: Any) -> list[Tensor]:
@@ -118,70 +130,6 @@ def _empty(like: Tensor, *shape: Any) -> Tensor:
     return torch.empty(
         shape or like.shape, dtype=like.dtype, device=like.device, memory_format=native.memory_format(like)
     )
-
-
-@torch.library.register_fake("fadeup::reassemble")
-def _(decoder, logits, coarse_logits, encoder, gate_logits):
-    return _empty(decoder, *decoder.shape[:2], *logits.shape[2:])
-
-
-@torch.library.register_fake("fadeup::reassemble_backward")
-def _(grad, decoder, logits, coarse_logits, encoder, gate_logits, needed):
-    return [_empty(x) for x in _present((decoder, logits, coarse_logits, encoder, gate_logits), needed)]
-
-
-@torch.library.register_fake("fadeup::window_dot")
-def _(query, key, kernel_size):
-    return _empty(query, query.shape[0], kernel_size**2, *query.shape[2:])
-
-
-@torch.library.register_fake("fadeup::window_dot_backward")
-def _(grad, query, key, needed):
-    return [_empty(x) for x in _present((query, key), needed)]
-
-
-@torch.library.impl("fadeup::reassemble_backward", "CPU")
-def _reassemble_backward_cpu(grad, decoder, logits, coarse_logits, encoder, gate_logits, needed):
-    return _present(native.backward(grad, decoder, logits, coarse_logits, encoder, gate_logits, needed), needed)
-
-
-torch.library.impl("fadeup::reassemble", "CPU")(native.forward)
-torch.library.impl("fadeup::window_dot", "CPU")(native.window_dot)
-torch.library.impl("fadeup::window_dot_backward", "CPU")(native.window_dot_backward)
-
-
-class _Reassemble(Function):
-    @staticmethod
-    def forward(*maps):
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.fadeup.reassemble(*maps)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        needed = ctx.needs_input_grad
-        found = iter(torch.ops.fadeup.reassemble_backward(grad, *ctx.saved_tensors, list(needed)))
-        return tuple(next(found) if need else None for need in needed)
-
-
-class _WindowDot(Function):
-    @staticmethod
-    def forward(query, key, kernel_size):
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.fadeup.window_dot(query, key, kernel_size)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        needed = ctx.needs_input_grad[:2]
-        found = iter(torch.ops.fadeup.window_dot_backward(grad, *ctx.saved_tensors, list(needed)))
-        return *(next(found) if need else None for need in needed), None
 
 
 class _Once(Function):
@@ -204,25 +152,92 @@ def _tracked(arguments: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
 
 
-def _with_gradient(name: str, function: type[Function]) -> None:
-    """Register the gradients of an operator and of its backward operator."""
-    forward, backward = getattr(torch.ops.fadeup, name), getattr(torch.ops.fadeup, f"{name}_backward")
+def _reassemble_fake(decoder, logits, coarse_logits, encoder, gate_logits):
+    return _empty(decoder, *decoder.shape[:2], *logits.shape[2:])
+
+
+def _reassemble_backward_fake(grad, decoder, logits, coarse_logits, encoder, gate_logits, needed):
+    return [_empty(x) for x in _present((decoder, logits, coarse_logits, encoder, gate_logits), needed)]
+
+
+def _window_dot_fake(query, key, kernel_size):
+    return _empty(query, query.shape[0], kernel_size**2, *query.shape[2:])
+
+
+def _window_dot_backward_fake(grad, query, key, needed):
+    return [_empty(x) for x in _present((query, key), needed)]
+
+
+def _reassemble_backward_of(implementation: ModuleType) -> Callable[..., list[Tensor]]:
+    def backward(grad, decoder, logits, coarse_logits, encoder, gate_logits, needed):
+        maps = (decoder, logits, coarse_logits, encoder, gate_logits)
+        return _present(implementation.backward(grad, *maps, needed), needed)
+
+    return backward
+
+
+def _define(prefix: str, devices: dict[str, ModuleType]) -> None:
+    """Two operators and their backward operators: schema, fake, what runs on each device, gradient."""
+    schemas = {
+        "reassemble": (f"({_MAPS}) -> Tensor", _reassemble_fake),
+        "reassemble_backward": (f"(Tensor grad, {_MAPS}, bool[5] needed) -> Tensor[]", _reassemble_backward_fake),
+        "window_dot": ("(Tensor query, Tensor key, int kernel_size) -> Tensor", _window_dot_fake),
+        "window_dot_backward": (
+            "(Tensor grad, Tensor query, Tensor key, bool[2] needed) -> Tensor[]",
+            _window_dot_backward_fake,
+        ),
+    }
+    for name, (schema, fake) in schemas.items():
+        torch.library.define(f"fadeup::{prefix}{name}", schema)
+        torch.library.register_fake(f"fadeup::{prefix}{name}", fake)
+    for device, module in devices.items():
+        runs = {
+            "reassemble": module.forward,
+            "reassemble_backward": _reassemble_backward_of(module),
+            "window_dot": module.window_dot,
+            "window_dot_backward": module.window_dot_backward,
+        }
+        for name, run in runs.items():
+            torch.library.impl(f"fadeup::{prefix}{name}", device)(run)
+    _with_gradient(f"{prefix}reassemble", 5)
+    _with_gradient(f"{prefix}window_dot", 2)
+
+
+def _with_gradient(name: str, tensors: int) -> None:
+    """Register the gradients of an operator, whose first arguments are so many maps, and of its backward operator."""
+    run, run_backward = getattr(torch.ops.fadeup, name), getattr(torch.ops.fadeup, f"{name}_backward")
+
+    class Differentiable(Function):
+        @staticmethod
+        def forward(*arguments):
+            with torch._C._AutoDispatchBelowAutograd():
+                return run(*arguments)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs[:tensors])
+
+        @staticmethod
+        def backward(ctx, grad):  # type: ignore[override]
+            needed = ctx.needs_input_grad
+            found = iter(run_backward(grad, *ctx.saved_tensors, list(needed[:tensors])))
+            return tuple(next(found) if need else None for need in needed)
 
     def forward_kernel(*arguments):
         if _tracked(arguments):
-            return function.apply(*arguments)
+            return Differentiable.apply(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
-            return forward(*arguments)
+            return run(*arguments)
 
     def backward_kernel(*arguments):
         if _tracked(arguments):
-            return list(_Once.apply(backward, *arguments))  # type: ignore[arg-type]
+            return list(_Once.apply(run_backward, *arguments))  # type: ignore[arg-type]
         with torch._C._AutoDispatchBelowAutograd():
-            return backward(*arguments)
+            return run_backward(*arguments)
 
     torch.library.impl(f"fadeup::{name}", "Autograd")(forward_kernel)
     torch.library.impl(f"fadeup::{name}_backward", "Autograd")(backward_kernel)
 
 
-_with_gradient("reassemble", _Reassemble)
-_with_gradient("window_dot", _WindowDot)
+_define("", {"CPU": native, "CUDA": triton})
+_define("interpreted_", {"CPU": triton})
