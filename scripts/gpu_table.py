@@ -3,8 +3,8 @@
     python scripts/gpu_table.py                                  prints the table
     python scripts/gpu_table.py --json benchmarks/results/gpu_kernels.json --into docs/gpu.md
 
-A forward and a backward pass of each case are launched as they always are, on empty tensors, with a launch that compiles
-in place of running: what is compiled is what a user's call would compile. Spilled registers lie on the stack.
+A forward and a backward pass of each case are launched as they always are, on empty tensors, with a launch that
+compiles in place of running: what is compiled is what a user's call would compile. Spilled registers lie on the stack.
 """
 
 from __future__ import annotations
@@ -30,10 +30,16 @@ MARKS = "<!-- kernels:begin -->", "<!-- kernels:end -->"
 ARCHITECTURES = 80, 90
 CHANNELS, SIDE = 256, 64
 LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
-TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
-"""Bytes that one block may have."""
-TILED = [("bfloat16", K, 2, layout) for K in (3, 5) for layout in LAYOUTS] + [("float16", 5, 2, "channels last")]
+TYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "TF32": torch.float32,
+    "float64": torch.float64,
+}
+TILED = [(dtype, K, 2, layout) for dtype in ("bfloat16", "TF32") for K in (3, 5) for layout in LAYOUTS] + [
+    ("float16", 5, 2, "channels last")
+]
 GENERAL = [("float32", 5, 2, layout) for layout in LAYOUTS] + [
     ("float32", 3, 2, "channels last"),
     ("bfloat16", 5, 3, "channels last"),
@@ -85,6 +91,7 @@ def compiled(architecture: int, dtype: str, kernel_size: int, ratio: int, layout
     taps, out = kernel_size**2, ratio * SIDE
     maps = empty(CHANNELS, SIDE), empty(taps, out), empty(taps, SIDE), empty(CHANNELS, out), empty(1, SIDE)
     before, kernels.launch = kernels.launch, launch
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "TF32" else "ieee"
     try:
         kernels.forward(*maps)
         kernels.backward(empty(CHANNELS, out), *maps, [True] * 5)

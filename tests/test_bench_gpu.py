@@ -285,18 +285,20 @@ def test_memory_is_what_the_allocator_counts_in_the_second_call(monkeypatch, str
 # ---- precision ----
 
 
+def precisions() -> tuple[str, str]:
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
 def test_precision_is_as_before_afterwards():
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    products, convolutions = precisions()
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
-        torch.set_float32_matmul_precision("medium")
         with pytest.raises(KeyError), gpu.full_precision():  # noqa: PT012 - what is seen inside
-            assert torch.get_float32_matmul_precision() == "highest"
-            assert not torch.backends.cudnn.allow_tf32
+            assert precisions() == ("ieee", "ieee")
             raise KeyError
-        assert torch.get_float32_matmul_precision() == "medium"
-        assert torch.backends.cudnn.allow_tf32 == convolutions
+        assert precisions() == ("tf32", convolutions)
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.matmul.fp32_precision = products
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -304,13 +306,13 @@ def test_check_on_a_gpu_is_without_tf32(device, stand_in, monkeypatch):
     right, seen = eager.reassemble, []
 
     def reassemble(*maps):
-        seen.append(torch.backends.cudnn.allow_tf32)
+        seen.append(precisions())
         return right(*maps)
 
     monkeypatch.setattr(eager, "reassemble", reassemble)
-    before = torch.backends.cudnn.allow_tf32
+    before = precisions()
     check(Case("fade", 8, 4, device=device), ["eager"])
-    assert seen == [before if device == "cpu" else False]
+    assert seen == [before if device == "cpu" else ("ieee", "ieee")]
 
 
 # ---- whole cases ----

@@ -1,4 +1,4 @@
-"""What is installed, which implementation `impl="auto"` uses on the CPU and on a GPU, and why; builds the CPU's kernels."""
+"""What is installed, which implementation `impl="auto"` uses and why; builds the CPU's kernels ahead of time."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def reassemble(
         coarse_logits: The decoder's share of the kernels, `(B, K*K, H, W)`.
         encoder: Features that the gate lets through, `(B, C, H', W')`; needs `gate_logits`.
         gate_logits: `(B, 1, H, W)`; needs `encoder`. Large positive values let the encoder through.
-        impl: `"auto"`, or one of `"reference"`, `"eager"`, which is then used or refused.
+        impl: `"auto"`, or one of `"reference"`, `"eager"`, `"native"`, `"triton"`, which is then used or refused.
 
     Returns:
         Features, `(B, C, H', W')`, in the dtype and memory format of `decoder`. Windows are zero outside `decoder`.

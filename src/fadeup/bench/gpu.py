@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from fadeup.kernels import triton
+
 FLUSHED_BYTES = 256 << 20
 """More than the L2 cache of any GPU holds; `triton.testing.do_bench` takes as many."""
 MOST_WRITES = 64
@@ -31,8 +33,8 @@ def problem(dtype: torch.dtype = torch.float32) -> str | None:
         if visible is not None:
             return f"torch sees no GPU (CUDA_VISIBLE_DEVICES is {visible!r}); unset it, or name a GPU that is there"
         return "torch sees no GPU (there is none, or no driver for it); nvidia-smi must list one"
-    from fadeup.kernels import triton
-
+    if triton.is_interpreted():
+        return "TRITON_INTERPRET is set, so that Triton's kernels would run in Python; unset it"
     return triton.problem(torch.device("cuda"), dtype)
 
 
@@ -70,14 +72,14 @@ def full_precision() -> Iterator[None]:
 
     PyTorch lets cuDNN round the inputs of convolutions to TF32, which keeps 10 of the 23 bits of float32's fraction.
     """
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    products = torch.backends.cuda.matmul
+    convolutions = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    before = products.fp32_precision, convolutions.fp32_precision
+    products.fp32_precision = convolutions.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        products.fp32_precision, convolutions.fp32_precision = before
 
 
 class Clock:

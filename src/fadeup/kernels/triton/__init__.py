@@ -24,7 +24,11 @@ from fadeup.kernels.native import memory_format
 TILE = 4
 """Decoder points along each side of a tile."""
 TILED_KERNEL_SIZES = (3, 5)
-CONFIGS = ((64, 8), (64, 4), (32, 8), (32, 4))
+CONFIGS = {
+    "forward": ((64, 8), (64, 4), (32, 8), (32, 4)),
+    "backward_kernels": ((64, 8), (64, 4), (32, 8), (32, 4)),
+    "backward_decoder": ((256, 8), (128, 4), (64, 8), (64, 4)),
+}
 """Channels at a time, and warps: what is tried for `tiles` where torch.backends.cudnn.benchmark asks for tuning."""
 MINIMUM = (7, 5)
 """The compute capability below which Triton's assembler makes no code."""
@@ -106,13 +110,19 @@ def _power(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+def _taps(kernel_size: int) -> int:
+    return max(16, _power(kernel_size**2))
+
+
 def _are_channels_inner(x: Tensor) -> bool:
     return x.stride(1) == 1 and x.shape[1] > 1
 
 
-def launch(kernel: Any, grid: Callable[[Any], tuple[int, ...]], device: torch.device, *arguments: Any, **options: Any):
+def launch(
+    kernel: Any, grid: Callable[[Any], tuple[int, ...]], device: torch.device, *arguments: Any, **options: Any
+) -> None:
     """Run a kernel on a device; all launches go through here."""
-    if 0 in grid(options or {"CB": 1}):
+    if 0 in grid({"CB": 1}):
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, **options)
@@ -123,12 +133,22 @@ def _is_tuning() -> bool:
 
 
 @functools.cache
-def _tuned(kernel: Any, wider: int, *shape_class: Any) -> Any:
-    """The kernel in its fastest configuration, found at the first launch of a class of shapes."""
+def _tuned(name: str, *shape_class: Any) -> Any:
+    """One of `tiles` in its fastest configuration, which is found at the first launch of a class of shapes."""
     import triton
 
-    configs = [triton.Config({"CB": wider * c}, num_warps=w, num_stages=2) for c, w in CONFIGS]
-    return triton.autotune(configs, key=[])(kernel)
+    from fadeup.kernels.triton import tiles
+
+    configs = [triton.Config({"CB": channels}, num_warps=warps, num_stages=2) for channels, warps in CONFIGS[name]]
+    return triton.autotune(configs, key=[])(getattr(tiles, name))
+
+
+def _untuned(name: str, channels: int, inner: bool) -> dict[str, int]:
+    """A configuration that spills no registers: few channels at a time where they are not adjacent in memory."""
+    of_decoder = name == "backward_decoder"
+    most = (256 if inner else 64) if of_decoder else (64 if inner else 32)
+    at_once = min(most, max(16, _power(channels)))
+    return {"CB": at_once, "num_warps": 4 if of_decoder and at_once == 128 else 8, "num_stages": 2}
 
 
 def _launch_tiles(
@@ -138,51 +158,54 @@ def _launch_tiles(
     from fadeup.kernels.triton import tiles
 
     batch, channels, height, width = decoder.shape
-    of_decoder, inner = name == "backward_decoder", _are_channels_inner(decoder)
-    kernel, wider = getattr(tiles, name), 2 if of_decoder else 1
+    inner, taps, halo = _are_channels_inner(decoder), _taps(kernel_size), (TILE + kernel_size - 1) ** 2
     programs = batch * -(-height // TILE) * -(-width // TILE)
-    halo = (TILE + kernel_size - 1) ** 2
-    options: dict[str, Any] = {
-        **{"RAW": raw, "INDEX": _index_type(tensors), "K": kernel_size, "TAPS": max(16, _power(kernel_size**2))},
-        **{"TH": TILE, "TW": TILE, **({"PARENTS": -(-halo // 16) * 16} if of_decoder else {"S": _power(halo)})},
-    }
-    if _is_tuning():
-        present = tuple(x is not None and x.dtype for x in tensors)
-        kernel = _tuned(kernel, wider, present, kernel_size, raw, inner, _power(channels), _power(programs))
+    options: dict[str, Any] = {"INDEX": _index_type(tensors), "K": kernel_size, "TAPS": taps, "TH": TILE, "TW": TILE}
+    if name == "backward_decoder":
+        options |= {"PARENTS": -(-halo // 16) * 16, "GIVEN": kernel_size**2 if raw else taps}
     else:
-        at_once = min(64 if inner else 32, max(16, _power(channels)))
-        options |= {"CB": wider * at_once, "num_warps": 8, "num_stages": 2}
+        options |= {"S": _power(halo), "RAW": raw}
 
     def grid(meta: Any) -> tuple[int, ...]:
-        return (programs, -(-channels // meta["CB"])) if of_decoder else (programs,)
+        return (programs, -(-channels // meta["CB"]) if name == "backward_decoder" else 1)
 
+    if _is_tuning():
+        types = tuple(None if x is None else x.dtype for x in tensors)
+        kernel = _tuned(name, types, kernel_size, raw, inner, _power(channels), _power(programs))
+    else:
+        kernel = getattr(tiles, name)
+        options |= _untuned(name, channels, inner)
     launch(kernel, grid, decoder.device, *map(_map, tensors), channels, height, width, *size, **options)
+
+
+def _accumulator(x: Tensor) -> Any:
+    import triton.language as tl
+
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def _launch_general(
     name: str, decoder: Tensor, size: Sequence[int], kernel_size: int, raw: bool, tensors: Tensors
 ) -> None:
     """Launch one of `general`: many channels at a time where they are adjacent in memory, else many points."""
-    import triton.language as tl
-
     from fadeup.kernels.triton import general
 
     batch, channels, height, width = decoder.shape
-    taps, at_once = max(16, _power(kernel_size**2)), min(64 if _are_channels_inner(decoder) else 16, _power(channels))
+    taps, at_once = _taps(kernel_size), min(64 if _are_channels_inner(decoder) else 16, _power(channels))
     values = 512 if name == "backward_kernels" else 2048  # of a program, which has 128 threads
-    options: dict[str, Any] = {
-        **{"ACC": tl.float64 if decoder.dtype == torch.float64 else tl.float32, "INDEX": _index_type(tensors)},
-        **{"K": kernel_size, "P": max(1, min(values // at_once, 4096 // taps))},
+    points = max(1, min(values // at_once, 4096 // taps))
+    options = {
+        "ACC": _accumulator(decoder),
+        "INDEX": _index_type(tensors),
+        "K": kernel_size,
+        "P": points,
+        "CB": at_once,
     }
-    arguments: tuple[Any, ...] = (*map(_map, tensors), height, width, *size)
     if name != "backward_decoder":
-        options["TAPS"] = taps
-    if name != "normaliser":
-        options |= {"RAW": raw, "CB": at_once}
-        arguments = (*arguments[:-4], channels, *arguments[-4:])
-    points = size[0] * size[1] if name in ("forward", "normaliser") else height * width
-    programs = batch * -(-points // options["P"])
-    parts = -(-channels // at_once) if name in ("forward", "backward_decoder") else 1
+        options |= {"RAW": raw, "TAPS": taps}
+    programs = batch * -(-(size[0] * size[1] if name == "forward" else height * width) // points)
+    parts = 1 if name == "backward_kernels" else -(-channels // at_once)
+    arguments = (*map(_map, tensors), channels, height, width, *size)
     launch(getattr(general, name), lambda meta: (programs, parts), decoder.device, *arguments, **options)
 
 
@@ -244,26 +267,25 @@ def backward(
     if any(x is not None for x in others):
         launcher("backward_kernels", decoder, size, kernel_size, raw, (grad, *inputs, *others))
     if of_decoder is not None:
-        if launcher is _launch_tiles:
-            tensors = (grad, logits, coarse_logits, gate_logits, of_decoder)
-        else:
-            normaliser = (None, None) if raw else _normalise(decoder, logits, coarse_logits, gate_logits)
-            tensors = (grad, logits, coarse_logits, *normaliser, of_decoder)
-        launcher("backward_decoder", decoder, size, kernel_size, raw, tensors)
+        kernels = logits if raw else _normalise(decoder, logits, coarse_logits, gate_logits)
+        launcher("backward_decoder", decoder, size, kernel_size, raw, (grad, kernels, of_decoder))
     return grads
 
 
-def _normalise(
-    decoder: Tensor, logits: Tensor, coarse_logits: Tensor | None, gate_logits: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What makes logits kernels, two numbers a pixel, which the gradient of the decoder reads K² times."""
-    size, kernel_size = logits.shape[2:], round(logits.shape[1] ** 0.5)
-    wide = torch.promote_types(decoder.dtype, torch.float32)
-    top = logits.new_empty(logits.shape[0], 1, *size, dtype=wide)
-    share = torch.empty_like(top)
-    tensors = (logits, coarse_logits, gate_logits, top, share)
-    _launch_general("normaliser", decoder, size, kernel_size, False, tensors)
-    return top, share
+def _normalise(decoder: Tensor, logits: Tensor, coarse_logits: Tensor | None, gate_logits: Tensor | None) -> Tensor:
+    """The kernels times 1 − g, filled up to a power of two of taps, which lie side by side."""
+    from fadeup.kernels.triton import general
+
+    batch, _, *size = logits.shape
+    kernel_size = round(logits.shape[1] ** 0.5)
+    taps = _taps(kernel_size)
+    kernels = torch.empty(batch, *size, taps, dtype=decoder.dtype, device=logits.device).movedim(3, 1)
+    tensors, points = (logits, coarse_logits, gate_logits, kernels), max(1, 4096 // taps)
+    programs = batch * -(-size[0] * size[1] // points)
+    options = {"ACC": _accumulator(decoder), "INDEX": _index_type(tensors), "K": kernel_size, "TAPS": taps, "P": points}
+    arguments = (*map(_map, tensors), *decoder.shape[2:], *size)
+    launch(general.normalise, lambda meta: (programs,), decoder.device, *arguments, **options)
+    return kernels
 
 
 def window_dot(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:

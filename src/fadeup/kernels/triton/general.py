@@ -37,20 +37,18 @@ def points_of(size, width, P: tl.constexpr):
 
 
 @triton.jit
-def normaliser(
-    logits, coarse, gate, top, share, H, W, OH, OW,
+def normalise(
+    logits, coarse, gate, kernels, H, W, OH, OW,
     ACC: tl.constexpr, INDEX: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """What makes a pixel's logits its kernel times 1 − g: `exp(logits − top) · share`."""
+    """`(1 − g) · softmax(logits + coarse)`, zero beyond K²: each is read by K² points of the decoder's gradient."""
     b, y, x, there = points_of(OH * OW, OW, P)
     qy, qx = below(y, H, OH, INDEX), below(x, W, OW, INDEX)
-    values = logits_at(logits, coarse, b, y, x, qy, qx, there, K, TAPS, ACC, INDEX)
-    most, values, total = peak_of(values, K, TAPS)
-    part = 1 / total
+    values = kernels_at(logits, coarse, b, y, x, qy, qx, there, K, TAPS, False, ACC, INDEX)
     if gate is not None:
-        part *= 1 - gate_at(gate, b, qy, qx, there, ACC, INDEX)
-    tl.store(at(top, b, 0, y, x, INDEX), most, mask=there)
-    tl.store(at(share, b, 0, y, x, INDEX), part, mask=there)
+        values *= (1 - gate_at(gate, b, qy, qx, there, ACC, INDEX))[:, None]
+    place = at(kernels, b, tl.arange(0, TAPS)[None, :], y[:, None], x[:, None], INDEX)
+    tl.store(place, values.to(kernels[0].dtype.element_ty), mask=there[:, None])
 
 
 @triton.jit
@@ -156,10 +154,10 @@ def backward_kernels(
 
 @triton.jit
 def backward_decoder(
-    grad, logits, coarse, top, share, grad_decoder, C, H, W, OH, OW,
-    RAW: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, K: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
+    grad, kernels, grad_decoder, C, H, W, OH, OW,
+    ACC: tl.constexpr, INDEX: tl.constexpr, K: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """`Σ kernels_t · (1 − g) · grad` over the pixels to which a decoder point is tap t of their windows."""
+    """`Σ kernels_t · grad` over the pixels in whose windows a decoder point is tap t."""
     b, my, mx, low = points_of(H * W, W, P)
     c = tl.program_id(1) * CB + tl.arange(0, CB)[None, :]
     mine = low[:, None] & (c < C)
@@ -168,23 +166,15 @@ def backward_decoder(
         qy = my - i + K // 2
         rows, last_rows = above(qy, H, OH, INDEX), above(qy + 1, H, OH, INDEX)
         for j in range(K):
-            t = tl.cast(i * K + j, INDEX)
             qx = mx - j + K // 2
             columns, last_columns = above(qx, W, OW, INDEX), above(qx + 1, W, OW, INDEX)
             inside = low & (qy >= 0) & (qy < H) & (qx >= 0) & (qx < W)
-            if coarse is not None:
-                shared = tl.load(at(coarse, b, t, qy, qx, INDEX), mask=inside, other=0.0).to(ACC)
             for child in range(tl.cdiv(OH, H) * tl.cdiv(OW, W)):
                 y, x = rows + child // tl.cdiv(OW, W), columns + child % tl.cdiv(OW, W)
                 there = inside & (y < last_rows) & (x < last_columns)
-                kernel = tl.load(at(logits, b, t, y, x, INDEX), mask=there, other=0.0).to(ACC)
-                if not RAW:
-                    if coarse is not None:
-                        kernel += shared
-                    most = tl.load(at(top, b, 0, y, x, INDEX), mask=there, other=0.0)
-                    kernel = tl.exp(kernel - most) * tl.load(at(share, b, 0, y, x, INDEX), mask=there, other=0.0)
+                kernel = tl.load(at(kernels, b, i * K + j, y, x, INDEX), mask=there, other=0.0).to(ACC)
                 known = there[:, None] & mine
                 part = tl.load(at(grad, b, c, y[:, None], x[:, None], INDEX), mask=known, other=0.0).to(ACC)
-                gathered += tl.where(there, kernel, 0.0)[:, None] * part
+                gathered += kernel[:, None] * part
     gathered = gathered.to(grad_decoder[0].dtype.element_ty)
     tl.store(at(grad_decoder, b, c, my[:, None], mx[:, None], INDEX), gathered, mask=mine)

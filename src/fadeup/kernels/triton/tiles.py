@@ -142,32 +142,29 @@ def backward_kernels(
 
 @triton.jit
 def backward_decoder(
-    grad, logits, coarse, gate, grad_decoder, C, H, W, OH, OW,
-    RAW: tl.constexpr, INDEX: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr,
+    grad, kernels, grad_decoder, C, H, W, OH, OW,
+    INDEX: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, GIVEN: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, PARENTS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """`(kernels · (1 − g))ᵀ @ grad` over the pixels whose windows reach the tile, sixteen decoder points at a time."""
+    """`kernelsᵀ @ grad` over the pixels whose windows reach the tile, those of sixteen decoder points at a time."""
     PW: tl.constexpr = TW + K - 1
     b, top, left = tile_of(tl.program_id(0), H, W, TH, TW)
     c = tl.program_id(1) * CB + tl.arange(0, CB)[None, :]
     m = tl.arange(0, TH * TW)
+    t = tl.arange(0, TAPS)[None, :]
     total = tl.zeros((TH * TW, CB), tl.float32)
     for first in range(0, PARENTS, 16):
         parent = first + tl.arange(0, 64) // 4
         qy, qx = top + parent // PW - K // 2, left + parent % PW - K // 2
         y, x, there = pixels_of(parent, qy, qx, H, W, OH, OW)
         there &= parent < PW * (TH + K - 1)
-        kernels = kernels_at(logits, coarse, b, y, x, qy, qx, there, K, TAPS, RAW, tl.float32, INDEX)
-        if gate is not None:
-            kernels *= (1 - gate_at(gate, b, qy, qx, there, tl.float32, INDEX))[:, None]
+        place = at(kernels, b, t, y[:, None], x[:, None], INDEX)
+        given = tl.load(place, mask=there[:, None] & (t < GIVEN), other=0.0)
         ty = (m // TW)[None, :] - (parent // PW)[:, None] + K - 1
         tx = (m % TW)[None, :] - (parent % PW)[:, None] + K - 1
         part = tl.load(at(grad, b, c, y[:, None], x[:, None], INDEX), mask=there[:, None] & (c < C), other=0.0)
-        matrix = tl.where(there[:, None], band(kernels, ty, tx, K), 0.0).to(part.dtype)
-        total += product(tl.trans(matrix), part)
+        total += product(tl.trans(band(given, ty, tx, K).to(part.dtype)), part)
     my, mx = top + m // TW, left + m % TW
     wanted = ((my < H) & (mx < W))[:, None] & (c < C)
-    tl.store(
-        at(grad_decoder, b, c, my[:, None], mx[:, None], INDEX),
-        total.to(grad_decoder[0].dtype.element_ty), mask=wanted,
-    )  # fmt: skip
+    total = total.to(grad_decoder[0].dtype.element_ty)
+    tl.store(at(grad_decoder, b, c, my[:, None], mx[:, None], INDEX), total, mask=wanted)
