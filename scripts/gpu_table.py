@@ -16,6 +16,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,26 +78,34 @@ def usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def compiled(architecture: int, dtype: str, kernel_size: int, ratio: int, layout: str) -> Iterator[dict[str, Any]]:
-    """What each kernel of a forward and backward pass with every option takes."""
+@contextmanager
+def compiling(architecture: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+    """Launches compile, in place of running; what was compiled, and its options."""
     triton.runtime.driver.set_active(NoGpu(architecture))
     launched: list[tuple[Any, dict[str, Any]]] = []
 
     def launch(kernel: Any, grid: Any, device: torch.device, *arguments: Any, **options: Any) -> None:
         launched.append((kernel.warmup(*arguments, grid=(1,), **options), options))
 
+    before, kernels.launch = kernels.launch, launch
+    try:
+        yield launched
+    finally:
+        kernels.launch = before
+
+
+def compiled(architecture: int, dtype: str, kernel_size: int, ratio: int, layout: str) -> Iterator[dict[str, Any]]:
+    """What each kernel of a forward and backward pass with every option takes."""
+
     def empty(channels: int, side: int) -> torch.Tensor:
         return torch.empty(2, channels, side, side, dtype=TYPES[dtype]).contiguous(memory_format=LAYOUTS[layout])
 
     taps, out = kernel_size**2, ratio * SIDE
     maps = empty(CHANNELS, SIDE), empty(taps, out), empty(taps, SIDE), empty(CHANNELS, out), empty(1, SIDE)
-    before, kernels.launch = kernels.launch, launch
     torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "TF32" else "ieee"
-    try:
+    with compiling(architecture) as launched:
         kernels.forward(*maps)
         kernels.backward(empty(CHANNELS, out), *maps, [True] * 5)
-    finally:
-        kernels.launch = before
     for kernel, options in launched:
         registers, stack = usage(kernel.asm["cubin"])
         yield {
@@ -111,8 +120,26 @@ def compiled(architecture: int, dtype: str, kernel_size: int, ratio: int, layout
         }
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def compile_corners() -> int:
+    """What the interpreter cannot tell: sizes of one, which Triton takes for constants, and options that are absent.
+
+    How many kernels were compiled.
+    """
+    corners = ((1, 1, 1), (1, 1, 2), (3, 2, 3), (37, 3, 6))
+    with compiling(80) as launched:
+        for dtype, (channels, side, out) in itertools.product((torch.float16, torch.float32), corners):
+            decoder, features = torch.empty(1, channels, side, side), torch.empty(1, channels, out, out)
+            decoder, features, logits = (x.to(dtype) for x in (decoder, features, torch.empty(1, 9, out, out)))
+            kernels.forward(decoder, logits, None, None, None)
+            kernels.backward(features, decoder, logits, None, None, None, [True, out % 2 == 0, False, False, False])
+            kernels.window_dot(features, decoder, 3)
+            kernels.window_dot_backward(logits, features, decoder, [True, True])
+    return len(launched)
+
+
+def markdown(table: dict[str, Any]) -> str:
     """A row for each kernel and case; both architectures beside each other."""
+    rows = table["kernels"]
     header = ("kernels", "kernel", "type", "K", "ratio", "layout", "warps")
     both = [f"{name}: {value}" for name in ("A100", "H100") for value in ("registers", "stack", "shared KiB", "matrix")]
     lines = ["| " + " | ".join((*header, *both)) + " |", "|" + "---|" * 7 + "---:|" * len(both)]
@@ -128,7 +155,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
                 row["tensor_cores"] or "–",
             ]
         lines.append("| " + " | ".join(cells) + " |")
-    return f"Triton {triton.__version__}; {CHANNELS} channels, {SIDE}² and up.\n\n" + "\n".join(lines) + "\n"
+    return f"Triton {table['triton']}; {CHANNELS} channels, {SIDE}² and up.\n\n" + "\n".join(lines) + "\n"
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -140,14 +167,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--into", type=Path, metavar="PAGE")
+    parser.add_argument("--corners", action="store_true", help="compile small and odd calls, and say how many kernels")
     arguments = parser.parse_args()
-    rows = [row for case in CASES for row in compiled(*case)]
+    if arguments.corners:
+        print(compile_corners())
+        return
+    table = {"triton": triton.__version__, "kernels": [row for case in CASES for row in compiled(*case)]}
     if arguments.json:
-        arguments.json.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
     if arguments.into:
-        insert(arguments.into, markdown(rows), MARKS)
+        insert(arguments.into, markdown(table), MARKS)
     if not (arguments.json or arguments.into):
-        print(markdown(rows), end="")
+        print(markdown(table), end="")
 
 
 if __name__ == "__main__":

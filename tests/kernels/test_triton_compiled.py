@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="needs Triton, which torch brings on Linux")
+import gpu_table
+import gpu_traffic
+
 ROOT = Path(__file__).parents[2]
 HELD = json.loads((ROOT / "benchmarks/results/gpu_kernels.json").read_text())
 PLACE = ("architecture", "kernels", "kernel", "dtype", "kernel_size", "ratio", "layout")
@@ -23,15 +26,27 @@ def by_place(rows: list[dict]) -> dict[tuple, dict]:
     return {tuple(row[name] for name in PLACE): row for row in rows}
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The table as it is now; by a process of its own, since Triton compiles nothing where it interprets."""
-    path = tmp_path_factory.mktemp("table") / "kernels.json"
+def run(*arguments: str) -> str:
+    """The script in a process of its own, since Triton compiles nothing where it interprets."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(ROOT / "scripts/gpu_table.py"), "--json", str(path)]
+    command = [sys.executable, str(ROOT / "scripts/gpu_table.py"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The table as it is now."""
+    path = tmp_path_factory.mktemp("table") / "kernels.json"
+    run("--json", str(path))
     return json.loads(path.read_text())
+
+
+def test_the_tables_of_the_page_are_those_of_the_scripts():
+    page = (ROOT / "docs/gpu.md").read_text()
+    assert gpu_traffic.markdown() in page
+    assert gpu_table.markdown(HELD) in page
 
 
 @pytest.mark.slow
@@ -55,6 +70,11 @@ def test_tiles_spill_nothing_and_run_on_tensor_cores_with_wide_loads(compiled):
         assert row["stack"] == 0, row
         assert row["tensor_cores"] in ("mma", "wgmma"), row
         assert row["wide_loads"] or row["layout"] == "contiguous", row
+
+
+@pytest.mark.slow
+def test_small_and_odd_calls_compile():
+    assert int(run("--corners")) > 40
 
 
 @pytest.mark.slow

@@ -847,3 +847,26 @@ def test_unknown_option_in_a_name(name):
         ValueError, match=rf"options of '{plain}' must be key=value with scale, .* got '{option.split('=')[0]}'"
     ):
         resolve(name)
+
+
+def run(module: Upsampler, decoder: Tensor, encoder: Tensor) -> list[Tensor]:
+    """The result, and the gradients of what it was made of, on the CPU in float64."""
+    weights = [x for x in module.parameters() if x.requires_grad]
+    leaves = [decoder.detach().requires_grad_(), encoder.detach().requires_grad_(), *weights]
+    out = module(*leaves[:2])
+    grads = torch.autograd.grad(out.sum(), leaves, allow_unused=True)
+    return [x.detach().cpu().double() for x in (out, *grads) if x is not None]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_gpu_results_and_gradients_are_those_of_the_cpu(name):
+    with torch.device("cpu"):
+        module, inputs = make(name).double(), maps(dtype=torch.float64)
+    expected = run(module, *inputs)
+    found = run(copy.deepcopy(module).to("cuda"), *(x.to("cuda") for x in inputs))
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max().item())
+    half = run(copy.deepcopy(module).to("cuda", torch.float16), *(x.to("cuda", torch.float16) for x in inputs))
+    up, wanted = half[0], expected[0]  # gradients of IndexNet and A2U are small differences of large numbers
+    torch.testing.assert_close(up, wanted, rtol=3e-2, atol=3e-2 * wanted.abs().max().item())

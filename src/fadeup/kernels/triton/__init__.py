@@ -30,8 +30,10 @@ CONFIGS = {
     "backward_decoder": ((256, 8), (128, 4), (64, 8), (64, 4)),
 }
 """Channels at a time, and warps: what is tried for `tiles` where torch.backends.cudnn.benchmark asks for tuning."""
-MINIMUM = (7, 5)
-"""The compute capability below which Triton's assembler makes no code."""
+MINIMUM = (7, 0)
+"""The compute capability below which Triton makes no code."""
+TENSOR_CORES = (8, 0)
+"""That below which Triton multiplies matrices without tensor cores, and makes no bfloat16."""
 
 
 # ---- whether ----
@@ -60,8 +62,8 @@ def problem(device: torch.device, dtype: torch.dtype) -> str | None:
     name = f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}"
     if capability < MINIMUM:
         return f"{name} and Triton needs {MINIMUM[0]}.{MINIMUM[1]}"
-    if dtype == torch.bfloat16 and capability < (8, 0):
-        return f"{name} and bfloat16 needs 8.0"
+    if dtype == torch.bfloat16 and capability < TENSOR_CORES:
+        return f"{name} and bfloat16 needs {TENSOR_CORES[0]}.{TENSOR_CORES[1]}"
     return None
 
 
@@ -96,13 +98,13 @@ def _map(x: Tensor | None) -> tuple[Any, ...] | None:
 
 
 def _index_type(tensors: Tensors) -> Any:
-    """The type that holds every offset within an image; that of the image itself is always held in 64 bits."""
+    """The type that holds every offset within an image, whose own offset is always held in 64 bits, and y · H."""
     import triton.language as tl
 
-    reaches = (
-        sum((n - 1) * s for n, s in zip(x.shape[1:], x.stride()[1:], strict=True)) for x in tensors if x is not None
-    )
-    return tl.int64 if max(reaches) >= 2**31 else tl.int32
+    maps = [x for x in tensors if x is not None]
+    reaches = (sum((n - 1) * s for n, s in zip(x.shape[1:], x.stride()[1:], strict=True)) for x in maps)
+    side = max(max(x.shape[2:]) for x in maps) + 1
+    return tl.int64 if max(*reaches, side**2) >= 2**31 else tl.int32
 
 
 def _power(n: int) -> int:
@@ -194,13 +196,8 @@ def _launch_general(
     taps, at_once = _taps(kernel_size), min(64 if _are_channels_inner(decoder) else 16, _power(channels))
     values = 512 if name == "backward_kernels" else 2048  # of a program, which has 128 threads
     points = max(1, min(values // at_once, 4096 // taps))
-    options = {
-        "ACC": _accumulator(decoder),
-        "INDEX": _index_type(tensors),
-        "K": kernel_size,
-        "P": points,
-        "CB": at_once,
-    }
+    options = {"ACC": _accumulator(decoder), "INDEX": _index_type(tensors), "K": kernel_size}
+    options |= {"P": points, "CB": at_once}
     if name != "backward_decoder":
         options |= {"RAW": raw, "TAPS": taps}
     programs = batch * -(-(size[0] * size[1] if name == "forward" else height * width) // points)
@@ -209,12 +206,18 @@ def _launch_general(
     launch(getattr(general, name), lambda meta: (programs, parts), decoder.device, *arguments, **options)
 
 
+@functools.cache
+def _has_tensor_cores(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= TENSOR_CORES
+
+
 def _launcher(decoder: Tensor, size: Sequence[int], kernel_size: int) -> Callable[..., None]:
     """What serves a call: `tiles` in half precision at 2x, and in float32 where the user allows TF32 in products."""
     half = decoder.dtype in (torch.float16, torch.bfloat16)
     rounded = decoder.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     exact = all(whole_ratio(low, high) == 2 for low, high in zip(decoder.shape[2:], size, strict=True))
-    return _launch_tiles if (half or rounded) and exact and kernel_size in TILED_KERNEL_SIZES else _launch_general
+    fits = (half or rounded) and exact and kernel_size in TILED_KERNEL_SIZES
+    return _launch_tiles if fits and _has_tensor_cores(decoder.device) else _launch_general
 
 
 # ---- calling: as in native.py ----
