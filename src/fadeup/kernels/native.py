@@ -475,17 +475,6 @@ def window_dot(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     return out
 
 
-def window_dot_backward(grad: Tensor, query: Tensor, key: Tensor, needed: Sequence[bool]) -> list[Tensor]:
-    """Gradients of `window_dot`, the needed ones: reassemblies with the scores' gradient for weights."""
-    grads: list[Tensor] = []
-    if needed[0]:
-        grads.append(forward(key, grad, None, None, None, raw=True, like=query))
-    if needed[1]:
-        only_decoder = (True, False, False, False, False)
-        grads += [x for x in backward(query, key, grad, None, None, None, only_decoder, raw=True) if x is not None]
-    return grads
-
-
 def peak(seconds: float = 0.2) -> float:
     """Multiply–adds in float32 per second that this machine reaches on PyTorch's threads, out of registers."""
     loaded, items, best, rounds = library(), 8 * torch.get_num_threads(), 0.0, 20_000

@@ -176,6 +176,17 @@ def _reassemble_backward_of(implementation: ModuleType) -> Callable[..., list[Te
     return backward
 
 
+def _window_dot_backward_of(implementation: ModuleType) -> Callable[..., list[Tensor]]:
+    """Reassemblies with the scores' gradient for weights."""
+
+    def backward(grad, query, key, needed):
+        maps, only_decoder = (key, grad, None, None, None), (True, False, False, False, False)
+        grads = [implementation.forward(*maps, raw=True, like=query)] if needed[0] else []
+        return grads + (implementation.backward(query, *maps, only_decoder, raw=True)[:1] if needed[1] else [])
+
+    return backward
+
+
 def _define(prefix: str, devices: dict[str, ModuleType]) -> None:
     """Two operators and their backward operators: schema, fake, what runs on each device, gradient."""
     schemas = {
@@ -195,7 +206,7 @@ def _define(prefix: str, devices: dict[str, ModuleType]) -> None:
             "reassemble": module.forward,
             "reassemble_backward": _reassemble_backward_of(module),
             "window_dot": module.window_dot,
-            "window_dot_backward": module.window_dot_backward,
+            "window_dot_backward": _window_dot_backward_of(module),
         }
         for name, run in runs.items():
             torch.library.impl(f"fadeup::{prefix}{name}", device)(run)

@@ -300,14 +300,3 @@ def window_dot(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     tensors = (query, key, None, None, None, None, out, None, None, None)
     _launcher(key, size, kernel_size)("backward_kernels", key, size, kernel_size, True, tensors)
     return out
-
-
-def window_dot_backward(grad: Tensor, query: Tensor, key: Tensor, needed: Sequence[bool]) -> list[Tensor]:
-    """Gradients of `window_dot`, the needed ones: reassemblies with the scores' gradient for weights."""
-    grads: list[Tensor] = []
-    if needed[0]:
-        grads.append(forward(key, grad, None, None, None, raw=True, like=query))
-    if needed[1]:
-        only_decoder = (True, False, False, False, False)
-        grads += [x for x in backward(query, key, grad, None, None, None, only_decoder, raw=True) if x is not None]
-    return grads
