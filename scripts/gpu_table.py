@@ -121,7 +121,7 @@ def compiled(architecture: int, dtype: str, kernel_size: int, ratio: int, layout
 
 
 def compile_corners() -> int:
-    """What the interpreter cannot tell: sizes of one, which Triton takes for constants, and options that are absent.
+    """What the interpreter cannot tell: sizes of one, which Triton takes for constants, absent options, odd addresses.
 
     How many kernels were compiled.
     """
@@ -131,6 +131,9 @@ def compile_corners() -> int:
         for dtype, (channels, side, out) in itertools.product((torch.float16, torch.float32), corners):
             decoder, features = torch.empty(1, channels, side, side), torch.empty(1, channels, out, out)
             decoder, features, logits = (x.to(dtype) for x in (decoder, features, torch.empty(1, 9, out, out)))
+            if channels == 3:
+                both = decoder, features
+                decoder, features = (torch.cat([x.new_empty(1), x.flatten()])[1:].view_as(x) for x in both)
             kernels.forward(decoder, logits, None, None, None)
             kernels.backward(features, decoder, logits, None, None, None, [True, out % 2 == 0, False, False, False])
             kernels.window_dot(features, decoder, 3)

@@ -159,13 +159,13 @@ def load_mmcv_carafe() -> Any:
 
 
 def default_peers(device: str) -> tuple[str, ...]:
-    """All peers on a device but `unfold-compiled`, which takes long to compile, and mmcv where that is not there."""
-    names = tuple(name for name in PEERS[device] if name not in ("unfold-compiled", "mmcv"))
-    if "mmcv" in PEERS[device]:
-        with suppress(ImportError):
-            load_mmcv_carafe()
-            return (*names, "mmcv")
-    return names
+    """All peers on a device but mmcv where that is not there, and on the CPU `unfold-compiled`, minutes to compile."""
+    if device == "cpu":
+        return tuple(name for name in PEERS["cpu"] if name != "unfold-compiled")
+    with suppress(ImportError):
+        load_mmcv_carafe()
+        return PEERS["cuda"]
+    return tuple(name for name in PEERS["cuda"] if name != "mmcv")
 
 
 def _check_peer(name: str, device: str) -> None:

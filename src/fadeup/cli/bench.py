@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
         **several,
         metavar="PEER",
         help="unfold, unfold-compiled, eager, bilinear, dysample; with --device cuda also mmcv, for carafe only "
-        "(default: all but unfold-compiled, and mmcv only where it is installed)",
+        "(default: all, mmcv only where it is installed, and unfold-compiled on a GPU only)",
     )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), or cuda: one NVIDIA GPU")
     parser.add_argument("--targets", action="store_true", help="what is promised of the CPU kernels (minutes)")
