@@ -21,7 +21,6 @@ from fadeup.export import (
     upsampler_inputs,
 )
 from fadeup.models import Autoencoder, MattingNet, SegFormer
-from fadeup.predict import load_trained, weights_file
 from fadeup.upsamplers import UPSAMPLERS
 
 C = 8
@@ -169,12 +168,6 @@ def test_matting_network_with_fade(tmp_path):
     model = MattingNet("fade")
     model.head[-1].weight.data *= 1e-4  # type: ignore[index]
     agrees(export_onnx(model, (torch.randn(1, 4, 64, 96),), tmp_path / "m.onnx"))
-
-
-@pytest.mark.slow
-def test_a_shipped_network_on_timm(tmp_path):
-    network, _, _ = load_trained(weights_file("matting-fade"))
-    agrees(export_onnx(network, (torch.randn(1, 4, 64, 96),), tmp_path / "m.onnx"))
 
 
 class Fixing(nn.Module):

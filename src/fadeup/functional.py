@@ -10,6 +10,8 @@ that exact 2x is the common case and not the only one. Windows are zero outside 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +24,8 @@ __all__ = ["nearest", "reassemble", "semi_shift_conv", "window_dot"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMS = ("low_to_high", "high_to_low")
+WATCHERS: list[Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None], None]] = []
+"""Called with the maps of every `reassemble`: how `fadeup.visualize` sees kernels and gates."""
 
 
 def check_map(name: str, x: Tensor, channels: int | None = None) -> None:
@@ -166,6 +170,8 @@ def reassemble(
         _check_no_nan(name, tensor)
     if encoder is not None and encoder.dtype != decoder.dtype:  # autocast: convolutions halve one of the two
         decoder = decoder.to(torch.promote_types(decoder.dtype, encoder.dtype))
+    for watch in WATCHERS:
+        watch(decoder, logits, coarse_logits, encoder, gate_logits)
     return op.reassemble(decoder, logits, coarse_logits, encoder, gate_logits, impl)
 
 
