@@ -87,11 +87,8 @@ def watch(network: nn.Module, *inputs: Tensor) -> list[Step]:
         ValueError: No upsampler of ours ran.
     """
     steps: list[Step] = []
-    with (
-        evaluating(network),
-        torch.enable_grad(),
-        _watching(network, steps),
-    ):  # some passes are others without gradients
+    # SegFormer's pass without gradients is a faster one, which does not call its upsamplers.
+    with evaluating(network), torch.enable_grad(), _watching(network, steps):
         network(*inputs)
     if not steps:
         raise ValueError(
