@@ -16,7 +16,17 @@ import fadeup
 from fadeup.kernels import native, triton
 from fadeup.kernels.native import INSTALL, BuildError
 
-__all__ = ["INSTALL", "BuildError", "build", "cpu_model", "diagnose", "render", "rows", "vector_sets"]
+__all__ = [
+    "INSTALL",
+    "BuildError",
+    "build",
+    "cpu_model",
+    "diagnose",
+    "package_version",
+    "render",
+    "rows",
+    "vector_sets",
+]
 
 VECTOR_SETS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16"),
@@ -58,9 +68,10 @@ def _version(command: list[str] | None) -> str | None:
     return next(iter(done.stdout.splitlines()), None)
 
 
-def _triton_version() -> str | None:
+def package_version(name: str) -> str | None:
+    """The version of an installed package; None where it is not."""
     try:
-        return importlib.metadata.version("triton")
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
@@ -101,7 +112,7 @@ def diagnose() -> dict[str, Any]:
         "compiler_version": _version(command),
         "gpu": _gpu(),
         "cuda": torch.version.cuda,
-        "triton": _triton_version(),
+        "triton": package_version("triton"),
         "interpreted": triton.is_interpreted(),
     }
 

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fadeup.functional import WATCHERS, nearest
+from fadeup.kernels.reference import kernels
 from fadeup.metrics.segmentation import boundary_map, boundary_width
 from fadeup.plug.trace import evaluating
 from fadeup.report import COLORS, zoom
@@ -47,14 +48,18 @@ class Step:
     reassembled: list[Maps] = field(default_factory=list)
     """Decoder, logits, coarse logits and gate logits of each `reassemble` that it called; none for plain methods."""
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether each output pixel has one kernel: the upsampler makes kernels, and one set of them."""
+        return len(self.reassembled) == 1 and len(self.reassembled[0][0]) == len(self.result)
+
     def kernels(self) -> Tensor:
         """The kernel of every output pixel, `(B, K*K, H', W')`, each with a sum of 1.
 
         Raises:
             ValueError: The upsampler makes no kernels, or several sets of them.
         """
-        fine, coarse = self.logits()
-        return (fine if coarse is None else fine + nearest(coarse, _size(fine))).softmax(dim=1)
+        return kernels(*self.logits())
 
     def logits(self) -> tuple[Tensor, Tensor | None]:
         """The kernels before the softmax: the part of each output pixel, and the part that neighbours share or None.
@@ -62,18 +67,14 @@ class Step:
         Raises:
             ValueError: The upsampler makes no kernels, or several sets of them.
         """
-        if len(self.reassembled) != 1 or len(self.reassembled[0][0]) != len(self.result):
+        if not self.has_kernels:
             raise ValueError(f"step must be of one kernel for each pixel, got {self.name} ({self.kind})")
         return self.reassembled[0][1:3]
 
     def gate(self) -> Tensor | None:
         """Which part of each output pixel is the encoder's, in 0–1, `(B, 1, H', W')`; None without a gate."""
         gates = [maps[3] for maps in self.reassembled if maps[3] is not None]
-        return nearest(gates[0].sigmoid(), _size(self.result)) if gates else None
-
-
-def _size(x: Tensor) -> tuple[int, int]:
-    return x.shape[2], x.shape[3]
+        return nearest(gates[0].sigmoid(), (self.result.shape[2], self.result.shape[3])) if gates else None
 
 
 def watch(network: nn.Module, *inputs: Tensor) -> list[Step]:
@@ -181,13 +182,13 @@ def figure_kernels(step: Step, point: tuple[float, float], photo: np.ndarray | N
         ValueError: The point is outside, or the step has no kernels.
     """
     fine, coarse = step.logits()
-    kernels, pixels = step.kernels(), pixels_above(step, point)
+    shares, pixels = step.kernels(), pixels_above(step, point)
     rows: list[tuple[str, list[np.ndarray]]] = []
     if coarse is not None:
         row, column = _decoder_point(step, point)
         rows.append(("encoder's logits", [_tile(fine, *pixel) for pixel in pixels]))
         rows.append(("decoder's logits", [_tile(coarse, row, column)]))
-    rows.append(("kernels", [_tile(kernels, *pixel) for pixel in pixels]))
+    rows.append(("kernels", [_tile(shares, *pixel) for pixel in pixels]))
     shown = 0 if photo is None else 1
     figure = Figure(figsize=(1.7 * len(pixels) + 3.2 * shown, 1.9 * len(rows) + 0.6), layout="constrained")
     ratios = (3.2, 1.7 * len(pixels))

@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fadeup.doctor import package_version
 from fadeup.kernels import triton
 
 FLUSHED_BYTES = 256 << 20
@@ -45,8 +45,8 @@ def describe() -> dict[str, Any]:
         "capability": ".".join(map(str, torch.cuda.get_device_capability())),
         "cuda": torch.version.cuda,
         "driver": _driver(),
-        "triton": _version("triton"),
-        "mmcv": _version("mmcv"),
+        "triton": package_version("triton"),
+        "mmcv": package_version("mmcv"),
     }
 
 
@@ -57,13 +57,6 @@ def _driver() -> str | None:
     except OSError:
         return None
     return found[0] if found else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 @contextmanager

@@ -97,18 +97,14 @@ def _of_photo(arguments: argparse.Namespace) -> dict[str, bytes]:
     network, inputs, shown = _prepared(arguments, photo)
     steps = watch(network, inputs[None].to(arguments.device))
     point = (row + 0.5) / shown.shape[0], (column + 0.5) / shown.shape[1]
-    files, told = {}, []
+    files = {}
     if any(step.gate() is not None for step in steps):
         files[f"gates.{ending}"] = figure_bytes(figure_gates(steps, shown), ending)
-    for step in steps:
-        try:
-            figure = figure_kernels(step, point, shown)
-        except ValueError:
-            told.append(f"{step.name} ({step.kind})")
-            continue
-        files[f"kernels-{step.name}.{ending}"] = figure_bytes(figure, ending)
+    for step in (step for step in steps if step.has_kernels):
+        files[f"kernels-{step.name}.{ending}"] = figure_bytes(figure_kernels(step, point, shown), ending)
     if not files:
-        raise ValueError(f"--model must be a network with kernels or gates, got one with {', '.join(told)}")
+        without = ", ".join(f"{step.name} ({step.kind})" for step in steps)
+        raise ValueError(f"--model must be a network with kernels or gates, got one with {without}")
     return files
 
 

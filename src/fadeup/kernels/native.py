@@ -365,12 +365,17 @@ def memory_format(like: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for a map of that shape, in the type, place and format of `like`."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
+
+
 def _empty_like(x: Tensor) -> Tensor:
     return _empty(tuple(x.shape), x)
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    out = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
+    out = empty(shape, like)
     if out.nbytes >= HUGE_BYTES:
         _advise_huge_pages(out)
     return out

@@ -126,12 +126,6 @@ def _present(tensors: Any, needed: Any) -> list[Tensor]:
     return [x for x, need in zip(tensors, needed, strict=True) if need and x is not None]
 
 
-def _empty(like: Tensor, *shape: Any) -> Tensor:
-    return torch.empty(
-        shape or like.shape, dtype=like.dtype, device=like.device, memory_format=native.memory_format(like)
-    )
-
-
 class _Once(Function):
     """A backward operator where a graph of it is asked for: the graph ends in an error, not in a wrong number."""
 
@@ -153,19 +147,19 @@ def _tracked(arguments: Any) -> bool:
 
 
 def _reassemble_fake(decoder, logits, coarse_logits, encoder, gate_logits):
-    return _empty(decoder, *decoder.shape[:2], *logits.shape[2:])
+    return native.empty((*decoder.shape[:2], *logits.shape[2:]), decoder)
 
 
 def _reassemble_backward_fake(grad, decoder, logits, coarse_logits, encoder, gate_logits, needed):
-    return [_empty(x) for x in _present((decoder, logits, coarse_logits, encoder, gate_logits), needed)]
+    return [native.empty(x.shape, x) for x in _present((decoder, logits, coarse_logits, encoder, gate_logits), needed)]
 
 
 def _window_dot_fake(query, key, kernel_size):
-    return _empty(query, query.shape[0], kernel_size**2, *query.shape[2:])
+    return native.empty((query.shape[0], kernel_size**2, *query.shape[2:]), query)
 
 
 def _window_dot_backward_fake(grad, query, key, needed):
-    return [_empty(x) for x in _present((query, key), needed)]
+    return [native.empty(x.shape, x) for x in _present((query, key), needed)]
 
 
 def _reassemble_backward_of(implementation: ModuleType) -> Callable[..., list[Tensor]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fadeup.kernels.eager import whole_ratio
-from fadeup.kernels.native import memory_format
+from fadeup.kernels.native import empty
 
 TILE = 4
 """Decoder points along each side of a tile."""
@@ -223,10 +223,6 @@ def _launcher(decoder: Tensor, size: Sequence[int], kernel_size: int) -> Callabl
 # ---- calling: as in native.py ----
 
 
-def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
-
-
 def forward(
     decoder: Tensor,
     logits: Tensor,
@@ -242,7 +238,7 @@ def forward(
     The result has the memory format of `like`, by default of `decoder`.
     """
     size, kernel_size = logits.shape[2:], round(logits.shape[1] ** 0.5)
-    out = _empty((*decoder.shape[:2], *size), decoder if like is None else like)
+    out = empty((*decoder.shape[:2], *size), decoder if like is None else like)
     tensors = (decoder, logits, coarse_logits, encoder, gate_logits, out)
     _launcher(decoder, size, kernel_size)("forward", decoder, size, kernel_size, raw, tensors)
     return out
@@ -261,7 +257,7 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of `forward`'s five maps, None where not needed. Each has the dtype and memory format of its map."""
     inputs = (decoder, logits, coarse_logits, encoder, gate_logits)
-    grads = [_empty(x.shape, x) if x is not None and need else None for x, need in zip(inputs, needed, strict=True)]
+    grads = [empty(x.shape, x) if x is not None and need else None for x, need in zip(inputs, needed, strict=True)]
     if decoder.shape[1] == 0:  # without channels the kernels make no difference
         return [None if x is None else x.zero_() for x in grads]
     size, kernel_size = grad.shape[2:], round(logits.shape[1] ** 0.5)
@@ -294,7 +290,7 @@ def _normalise(decoder: Tensor, logits: Tensor, coarse_logits: Tensor | None, ga
 def window_dot(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     """`window_dot`: the gradient of `reassemble` by its weights, with `query` in place of the output's gradient."""
     size = query.shape[2:]
-    out = _empty((query.shape[0], kernel_size**2, *size), query)
+    out = empty((query.shape[0], kernel_size**2, *size), query)
     if query.shape[1] == 0:
         return out.zero_()
     tensors = (query, key, None, None, None, None, out, None, None, None)
