@@ -121,7 +121,7 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
     """A Markdown table whose first columns are words and the others numbers."""
     rule = ["---"] * words + ["---:"] * (len(header) - words)
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
@@ -133,7 +133,7 @@ def _target_table(targets: Sequence[dict[str, Any]]) -> str:
         bound, best, verdict = target_values(row)
         runs = " · ".join(number(value) for value in row["values"])
         rows.append((row["name"], bound, best, runs, verdict if verdict == "met" else f"**{verdict}**"))
-    return _table(("", "target", "best", "runs", ""), rows, 1)
+    return table(("", "target", "best", "runs", ""), rows, 1)
 
 
 def _case_table(cases: Sequence[dict[str, Any]]) -> str:
@@ -150,7 +150,7 @@ def _case_table(cases: Sequence[dict[str, Any]]) -> str:
         for name, peer in result["peers"].items():
             rows.append((*place, *_peer_cells(result, name, peer)))
             place = ("", "", "", "")
-    return _table(header, rows, 5)
+    return table(header, rows, 5)
 
 
 def _peer_cells(result: dict[str, Any], name: str, peer: dict[str, Any]) -> tuple[str, ...]:
@@ -180,7 +180,7 @@ def _floor_table(cases: Sequence[dict[str, Any]]) -> str:
             machine = number(floor["copy_gb_s"]), number(floor["peak_gmac_s"])
             place = case["passes"], case["dtype"] + unusual_text(case), f"{case['channels']} × {size_text(case)}"
             rows.append((*place, *times, _spread(floor), *machine))
-    return _table(header, rows, 3)
+    return table(header, rows, 3)
 
 
 def _curve_table(curve: Sequence[dict[str, Any]], kind: str) -> str:
@@ -194,7 +194,7 @@ def _curve_table(curve: Sequence[dict[str, Any]], kind: str) -> str:
         place = size_text(case) if kind == "pixels" else str(case["channels"])
         rows.append((place, *costs, number(memory_ratio(result))))
     header = "size" if kind == "pixels" else "channels"
-    return _table((header, *(f"{name}, ns" for name in names), "memory ÷ in + out"), rows, 1)
+    return table((header, *(f"{name}, ns" for name in names), "memory ÷ in + out"), rows, 1)
 
 
 def network_text(result: dict[str, Any]) -> str:
@@ -215,7 +215,7 @@ def _network_parts(result: dict[str, Any]) -> list[str]:
         times = number(peer["median_ms"]), number(peer["q3_ms"] - peer["q1_ms"])
         rows.append((label, f"{peer['parameters']:,}", *times, _spread(result["ratios"].get(name))))
     header = ("network", "parameters", "ms", "IQR", "÷ transformers [quartiles]")
-    return [text, _table(header, rows, 1), _target_table(result["targets"])]
+    return [text, table(header, rows, 1), _target_table(result["targets"])]
 
 
 def _spread(ratio: dict[str, float] | None) -> str:
@@ -235,10 +235,14 @@ def insert(page: Path, text: str, places: tuple[str, str]) -> None:
     Raises:
         ValueError: The page does not have the two marks, once each and in order.
     """
+    page.write_text(inserted(page.read_text(encoding="utf-8"), text, places, page), encoding="utf-8")
+
+
+def inserted(old: str, text: str, places: tuple[str, str], page: Path) -> str:
+    """The text of a page with Markdown between its marks, as `insert` writes it."""
     first, last = places
-    old = page.read_text(encoding="utf-8")
     before, begin, rest = old.partition(first)
     _, end, after = rest.partition(last)
     if not begin or not end or first in rest or last in after:
         raise ValueError(f"--into must be a page with {first} and {last}, once each, got {page}")
-    page.write_text(f"{before}{first}\n\n{text}\n{last}{after}", encoding="utf-8")
+    return f"{before}{first}\n\n{text}\n{last}{after}"
