@@ -39,8 +39,9 @@ types: setup
 unit: setup
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# site/index.html opens as a file; its search needs a server: python -m http.server --directory site
 docs: setup
-	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+	$(BIN)/python scripts/docs.py build --strict
 
 clean:
-	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site docs/assets/mathjax.js .pytest_cache .ruff_cache .hypothesis

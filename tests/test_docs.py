@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import subprocess
@@ -9,8 +10,10 @@ import sys
 import textwrap
 import tomllib
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 
+import markdown
 import pytest
 import torch
 
@@ -18,11 +21,9 @@ from fadeup.upsamplers import ALIASES, UPSAMPLERS
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-FILES = [path for path in FILES if "_build" not in path.parts]
 SLOW = ("docs/export.md",)
 SHELLS = ("console", "bash")
 SILENT = ("text", "math", "bibtex", "mermaid")  # shown, not run
-DIRECTIVES = ("eval-rst", "toctree", "math", "note", "tip", "warning", "image", "figure", "admonition")
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,7 @@ def check_pip(arguments: list[str], place: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_every_block_says_what_it_is(path):
     for block in blocks(path):
-        directive = re.match(r"\{([\w-]+)\}", block.language)
-        known = directive[1] in DIRECTIVES if directive else block.language in ("python", *SHELLS, *SILENT)
+        known = block.language in ("python", *SHELLS, *SILENT)
         assert known, f"{name(path)}, line {block.line - 1}: {block.language or 'no language'} would not be run"
 
 
@@ -173,12 +173,205 @@ def test_table_names_every_alias_once():
     assert sorted(first_column(ROOT / "docs/upsamplers/index.md", "b1")) == sorted(ALIASES)
 
 
-def test_documentation_builds_without_warnings(tmp_path):
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", tmp_path / "doctrees"]
-    done = subprocess.run(
-        [*command, ROOT / "docs", tmp_path / "html"], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+def build(*options) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        ROOT / "scripts/docs.py",
+        "build",
+        "--strict",
+        *options,
+    ]  # not --quiet, with which warnings pass
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+class Page(HTMLParser):
+    """What a page requests without a click, and its paragraphs less their code."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.requests: list[str] = []
+        self.prose = ""
+        self.open = {"p": 0, "code": 0, "script": 0}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        if tag in self.open:
+            self.open[tag] += 1
+        if tag != "a":
+            self.requests += [value or "" for key, value in attrs if key in ("src", "srcset", "href", "poster", "data")]
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            self.open[tag] -= 1
+        self.prose += "\n" if tag == "p" else ""
+
+    def handle_data(self, data):
+        if self.open["p"] and not self.open["code"] and not self.open["script"]:
+            self.prose += data
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documentation") / "site"
+    done = build("--site-dir", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_documentation_builds_strictly_and_requests_nothing_from_outside(site):
+    for path in site.rglob("*.html"):
+        outside = [url for url in Page(path).requests if re.match(r"\s*(\w+:)?//", url)]
+        assert not outside, f"{path.relative_to(site)} requests {outside}"
+    for path in site.rglob("*.css"):
+        outside = re.findall(r"@import.*|url\(['\"]?(?:\w+:)?//.*?\)", path.read_text(encoding="utf-8"))
+        assert not outside, f"{path.relative_to(site)} requests {outside}"
+    assert (site / "assets/mathjax.js").stat().st_size > 1_000_000  # formulas.js loads it
+
+
+def test_no_list_table_block_or_formula_is_left_as_text(site):
+    """Python-Markdown wants an empty line before lists and four columns for what is inside of them."""
+    for path in site.rglob("*.html"):
+        left = re.findall(r"^(?:[-*+] |\d+\. |\||`{3}|:::|#+ ).*|.*\$.*", Page(path).prose, re.MULTILINE)
+        assert not left, f"{path.relative_to(site)} shows its source: {left}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[Here](#a-heading), [there](other.md#more), $x^2$.", None),
+        ("[There](missing.md).", "'missing.md', but the target is not found"),
+        ("[There](other.md#missing).", "does not contain an anchor '#missing'"),
+        ("[Here](#missing).", "there is no such anchor on this page"),
+        ("[There](../README.md).", "not found"),
+        ("![Picture](missing.png)", "not found"),
+        ("::: fadeup.upsamplers.MISSING", "got fadeup.upsamplers.MISSING"),
+        ("::: fadeup.upsamplers.CARAFE missing", "CARAFE, got missing"),
+    ],
+)
+def test_dead_links_and_references_fail_the_build(tmp_path, text, message):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(f"# Page\n\n## A heading\n\n{text}\n", encoding="utf-8")
+    (tmp_path / "docs/other.md").write_text("# Other\n\n## More\n", encoding="utf-8")
+    (tmp_path / "mkdocs.yml").write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\nwatch: []\nnav: [index.md, other.md]\n")
+    done = build("--config-file", tmp_path / "mkdocs.yml")
+    said = done.stdout + done.stderr
+    assert (done.returncode == 0) == (message is None), said
+    assert message is None or message in said, said
+
+
+EXAMPLE = """
+def double(numbers, *, times=2, **options):
+    '''Multiply `numbers` by K*K or 2*K; C_en stays.
+
+        out[i] = times * numbers[i]
+          where  i < 3
+
+    In *words*.
+
+    Args:
+        numbers: C. Any
+            `list` of them.
+        times, others: A factor: two.
+        **options: Ignored.
+
+    Returns:
+        `list`: a new one.
+
+        >>> double([1])
+        [2]
+
+    Raises:
+        ValueError: Never.
+    '''
+
+
+class Counter:
+    '''Counts.
+
+    Args:
+        start: Where.
+    '''
+
+    step: int = 1
+    '''By how much.'''
+
+    def __init__(self, start: int = 0, the_first_of_two_long_names: str = "a, b", the_second_of_two_names: str = "c d"):
+        pass
+
+    @property
+    def value(self):
+        '''Where it is.'''
+
+    def add(self, number: int) -> None:
+        '''Add `number`.'''
+
+    def bare(self):
+        pass
+
+
+def undocumented():
+    pass
+"""
+
+
+@pytest.fixture
+def reference(tmp_path, monkeypatch):
+    """Text of a page to the HTML that the extension makes of it, and the same without tags."""
+    (tmp_path / "documented_example.py").write_text(EXAMPLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda text: markdown.markdown(text, extensions=["toc", "docs_reference"])
+    sys.modules.pop("documented_example", None)
+
+
+def plain(html_text: str) -> str:
+    return html.unescape(re.sub(r"<[^>]*>", "", html_text))
+
+
+def test_reference_of_a_function(reference):
+    made = reference("# Page\n\n::: documented_example.double\n\nAfter.")
+    assert '<h3 id="documented_example.double"><code>double</code></h3>' in made
+    assert "documented_example.double(numbers, *, times=2, **options)" in plain(made)
+    assert "<p>Multiply <code>numbers</code> by K*K or 2*K; C_en stays.</p>" in made
+    assert "out[i] = times * numbers[i]\n  where  i < 3\n" in plain(made)
+    assert "<p>In *words*.</p>" in made
+    assert re.search(r"<dt><code>numbers</code></dt>\s*<dd>C. Any <code>list</code> of them.</dd>", made)
+    assert re.search(r"<dt><code>times, others</code></dt>\s*<dd>A factor: two.</dd>", made)
+    assert re.search(r"<dt><code>\*\*options</code></dt>\s*<dd>Ignored.</dd>", made)
+    assert "<p><code>list</code>: a new one.</p>" in made
+    assert ">>> double([1])\n[2]\n" in plain(made)
+    assert re.search(r"<dt><code>ValueError</code></dt>\s*<dd>Never.</dd>", made)
+    assert made.endswith("<p>After.</p>")
+
+
+def test_reference_of_a_class_with_members(reference):
+    made = reference("::: documented_example.Counter step value add")
+    text = plain(made)
+    assert "class documented_example.Counter(\n    start=0, the_first_of_two_long_names='a, b',\n" in text
+    assert "    the_second_of_two_names='c d',\n)" in text
+    assert "step = 1\n" in text
+    assert "By how much." in text
+    assert "value\n" in text
+    assert "Where it is." in text
+    assert 'id="documented_example.Counter.add"' in made
+    assert "add(number)\n" in text
+    assert "<p>Add <code>number</code>.</p>" in made
+    assert "bare" not in text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("::: documented_example.missing", "can be imported, got documented_example.missing"),
+        ("::: missing_module.name", "can be imported, got missing_module.name"),
+        ("::: documented_example.Counter missing", "members of Counter, got missing"),
+        ("::: documented_example.undocumented", "with a docstring, got documented_example.undocumented"),
+        ("::: documented_example.Counter bare", "with a docstring, got documented_example.Counter.bare"),
+        (":::documented_example.Counter", "must read `::: object member member`"),
+    ],
+)
+def test_references_to_nothing_are_errors(reference, line, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        reference(line)
 
 
 @pytest.mark.parametrize(
