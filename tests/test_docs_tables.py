@@ -23,12 +23,30 @@ OF_RECIPES = {
     "ade20k": ["code-segmentation"],
     "composition1k": ["code-matting", "table4"],
 }
+DERIVED = {
+    "4.11": 44.11 - 40.00,
+    "2.60": 50.50 - 47.90,
+    "0.61": 90.26 - 89.65,
+    "1.22": 325 / 266,
+    "2.1": 3_500 * 2.2 / 3600,
+    "3500": 50 * 70,
+    "44000": 100 * (5_285 // 12),
+    "180000": 30 * 6_000,
+    "0.0606": 10 ** (-24.35 / 20),
+    "0.0037": 10 ** (-24.35 / 10),
+    "3.4": 100 * (1.509 / 1.46 - 1),
+    "0.9": 100 * (1 - 0.654 / 0.66),
+    "1.5": 100 * (1 - 0.404 / 0.41),
+    "0.8": 100 * (31.944 / 31.70 - 1),
+}
+ELSEWHERE = {"0.60", "44.25", "144000", "8.61"}
+"""Of the authors' logs and papers."""
 UPSAMPLER_PAGES = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "docs/upsamplers").glob("*.md")))
 
 
 def numbers(text: str) -> Counter[str]:
     """Thousands without commas; the 0 of EfficientNet-Lite0 is none."""
-    return Counter(re.findall(r"(?<![\w.])[+−]?\d+(?:\.\d+)*(?:e-?\d+)?", re.sub(r"(?<=\d),(?=\d{3})", "", text)))
+    return Counter(re.findall(r"(?<![\w.])[+−]?\d+(?:\.\d+)*(?:e-?\d+)?", re.sub(r"(?<=\d)[,_](?=\d{3})", "", text)))
 
 
 def section(date: str, title: str) -> str:
@@ -111,6 +129,27 @@ def test_papers_are_those_of_the_upsamplers_pages(name):
 
 def test_pages_are_current():
     assert docs_tables.stale() == []
+
+
+@pytest.mark.parametrize("page", docs_tables.PAGES)
+def test_numbers_between_the_tables_have_a_source(page):
+    """Those with a decimal point or of four digits and more."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    told = numbers("\n".join(line for line in text.splitlines() if not line.startswith("|")))
+    others = [path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md") if path.name != "papers.md"]
+    tables = [
+        line for page in docs_tables.PAGES for line in (ROOT / page).read_text("utf-8").splitlines() if "|" in line
+    ]
+    known = numbers(
+        " ; ".join([*tables, *(text for text in others if "# Which upsampler" not in text), UPSAMPLER_PAGES])
+    )
+    large = {number for number in told if "." in number or len(number) > 3}
+    assert large <= {number.lstrip("+") for number in known} | DERIVED.keys() | ELSEWHERE
+
+
+@pytest.mark.parametrize("text", DERIVED)
+def test_what_is_computed_in_the_text_is_right(text):
+    assert f"{DERIVED[text]:.{len(text.partition('.')[2])}f}" == text
 
 
 def test_a_changed_page_is_found_and_mended(tmp_path, monkeypatch, capsys):
