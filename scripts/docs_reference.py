@@ -14,6 +14,7 @@ import re
 import textwrap
 import xml.etree.ElementTree as etree
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markdown import Markdown
 from markdown.blockprocessors import BlockProcessor
@@ -94,28 +95,41 @@ def member(owner: type, name: str):
 
 def attribute_docstring(owner: type, name: str) -> str:
     """The string below the assignment, which Python itself forgets."""
-    for base in owner.__mro__:
-        if name in vars(base):
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
-            for statement, following in zip(body, [*body[1:], None], strict=True):
-                targets = getattr(statement, "targets", [getattr(statement, "target", None)])
-                if any(getattr(target, "id", None) == name for target in targets):
-                    is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-                    return inspect.cleandoc(following.value.value) if is_text else ""
+    base = next(base for base in owner.__mro__ if name in vars(base))
+    body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+    for statement, following in pairwise(body):
+        targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+        if any(getattr(target, "id", None) == name for target in targets):
+            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            return inspect.cleandoc(following.value.value) if is_text else ""
     return ""
+
+
+@dataclass(frozen=True)
+class Default:
+    """A default whose spaces are no place to break the line."""
+
+    value: object
+
+    def __repr__(self) -> str:
+        return repr(self.value).replace(" ", "\0")
+
+
+def shown(parameter: inspect.Parameter) -> inspect.Parameter:
+    empty = inspect.Parameter.empty
+    default = empty if parameter.default is empty else Default(parameter.default)
+    return parameter.replace(annotation=empty, default=default)
 
 
 def signature(name: str, value) -> str:
     """The call without types, on several lines where one would be long."""
     parameters = inspect.signature(value).parameters.values()
-    shown = [p.replace(annotation=inspect.Parameter.empty) for p in parameters if p.name != "self"]
-    # A Signature knows where `*` and `/` belong; without annotations no part of it holds ", " but lists and texts.
-    text = name + str(inspect.Signature(shown))
-    if len(text) <= WIDTH:
-        return text
-    inside = re.sub(r"\s", "\0", text[len(name) + 1 : -1]).replace(",\0", ", ")
-    wrapped = textwrap.fill(inside, WIDTH, initial_indent="    ", subsequent_indent="    ", break_long_words=False)
-    return f"{name}(\n{wrapped},\n)".replace("\0", " ")
+    arguments = str(inspect.Signature([shown(p) for p in parameters if p.name != "self"]))  # knows where `*` and `/` go
+    if len(name + arguments) > WIDTH:
+        indent = " " * 4
+        wrapper = textwrap.TextWrapper(WIDTH, indent, indent, break_long_words=False, break_on_hyphens=False)
+        arguments = f"(\n{wrapper.fill(arguments[1:-1])},\n)"
+    return (name + arguments).replace("\0", " ")
 
 
 class Page:

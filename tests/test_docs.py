@@ -295,7 +295,7 @@ class Counter:
     step: int = 1
     '''By how much.'''
 
-    def __init__(self, start: int = 0, the_first_of_two_long_names: str = "a, b", the_second_of_two_names: str = "c d"):
+    def __init__(self, start: int = 0, separator: str = "a, b-c, d", ending: str = "at the end, but-for this, nothing"):
         pass
 
     @property
@@ -346,8 +346,8 @@ def test_reference_of_a_function(reference):
 def test_reference_of_a_class_with_members(reference):
     made = reference("::: documented_example.Counter step value add")
     text = plain(made)
-    assert "class documented_example.Counter(\n    start=0, the_first_of_two_long_names='a, b',\n" in text
-    assert "    the_second_of_two_names='c d',\n)" in text
+    assert "class documented_example.Counter(\n    start=0, separator='a, b-c, d',\n" in text
+    assert "    ending='at the end, but-for this, nothing',\n)" in text
     assert "step = 1\n" in text
     assert "By how much." in text
     assert "value\n" in text
