@@ -50,7 +50,7 @@ def segmentation(metric: str) -> str:
         [
             ("CamVid, 400 steps", own(["camvid"], metric)),
             ("land cover, 200 steps", own(["landcover-starts", "landcover-all"], metric)),
-            ("land cover, trunk frozen, 300 steps", own(["landcover-frozen"], metric)),
+            ("land cover, backbone frozen, 300 steps", own(["landcover-frozen"], metric)),
             ("*FADE's paper and code page*: ADE20K, 160,000 steps", paper("code-segmentation", [metric])),
             ("*later, same group*", paper("later-segmentation", [metric])),
         ]
