@@ -380,7 +380,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is not current")
     if parser.parse_args().check:
-        sys.exit("\n".join(f"{page} is not current: python scripts/docs_tables.py" for page in stale()))
+        sys.exit("\n".join(f"{page} is not current: python scripts/docs_tables.py" for page in stale()) or 0)
     for page in PAGES:
         (ROOT / page).write_text(current(page), encoding="utf-8")
 
