@@ -152,7 +152,7 @@ def test_what_is_computed_in_the_text_is_right(text):
     assert f"{DERIVED[text]:.{len(text.partition('.')[2])}f}" == text
 
 
-def test_a_changed_page_is_found_and_mended(tmp_path, monkeypatch, capsys):
+def test_a_changed_page_is_found_and_mended(tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     for page in docs_tables.PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
