@@ -14,7 +14,8 @@ from typing import Any
 
 from docs_results import RESULTS, ROOT, results
 
-from fadeup.bench.tables import best_cases, inserted, number, read, table
+from fadeup import UPSAMPLERS
+from fadeup.bench.tables import best_cases, inserted, machine_text, number, read, table
 
 PAGES = {
     "fade": ("fade", "fade_lite"),
@@ -58,15 +59,14 @@ def speed(names: tuple[str, ...]) -> str:
             times = (milliseconds(peer) for peer in (alone, peers.get("unfold"), theirs["bilinear"]))
             rows.append((label, passes.replace("+", " + "), *times))
     header = ("", "pass", "as it is used, ms", "the same by unfold, ms", "bilinear, ms")
-    environment = read(RESULTS / "bench.json")["environment"]
-    where = f"{environment['cpu']}, {environment['threads']} threads, float32, channels-last, {environment['date']}"
-    return f"{table(header, rows, 2)}\n\n256 channels, 64² → 128², batch 1; {where}.\n"
+    where = machine_text(read(RESULTS / "bench.json"))
+    return f"{table(header, rows, 2)}\n\n256 channels, 64² → 128², batch 1, float32, channels-last. {where}\n"
 
 
 def figures() -> str:
     """The scores of the experiment that the figures show, the best first."""
     scores = results("upsamplers")
-    ordered = sorted(scores, key=lambda name: scores[name]["water"])
+    ordered = sorted(UPSAMPLERS, key=lambda name: scores[name]["water"])
     rows = [(f"`{name}`", f"{scores[name]['water']:.4f}", f"{scores[name]['all']:.4f}") for name in ordered]
     return f"{table(('upsampler', 'error of water', 'of all four kinds'), rows, 1)}\n"
 

@@ -49,6 +49,16 @@ def test_a_page_that_is_not_current_is_named(tmp_path, monkeypatch):
     assert upsampler_tables.stale() == []
 
 
+def test_numbers_in_the_text_are_those_of_the_experiment():
+    scores = {name: f"{score['water']:.3f}" for name, score in results("upsamplers").items()}
+    for place, names in upsampler_tables.PAGES.items():
+        text = page(place).split("## What it does at an edge")[-1].split("## What they do at an edge")[-1]
+        text = text.split("## Shapes")[0]
+        assert all(scores[name] in text for name in names), place
+    assert scores["b1"] == scores["b4"] == scores["carafe"] == scores["nearest"] == "0.148"
+    assert scores["nearest+gate"] in page("fade")
+
+
 @pytest.mark.parametrize("name", UPSAMPLERS)
 def test_every_upsampler_has_its_figure_on_its_page(name):
     (place,) = [place for place, names in upsampler_tables.PAGES.items() if name in names]

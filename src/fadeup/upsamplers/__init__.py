@@ -54,6 +54,7 @@ UPSAMPLERS: dict[str, type[Upsampler]] = {
     "pixel_shuffle": PixelShuffle,
     "max_unpool": MaxUnpool,
 }
+"""Classes by name. An entry of your own is a name too, wherever a name is taken, as long as the process lives."""
 
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "b1": ("fade", {"kernels": "encoder", "fusion": "none"}),
