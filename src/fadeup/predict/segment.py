@@ -248,15 +248,16 @@ def segment_photos(
         except (ValueError, OSError, RuntimeError, MemoryError) as problem:
             error = failure(photo, problem)
         else:
-            write_result(label, _label_png(labels, palette))
+            write_result(label, label_png(labels, palette))
             write_result(coloured, png(picture.permute(1, 2, 0).numpy()))
-            shares = _shares(labels, classes)
+            shares = class_shares(labels, classes)
         results.append(PhotoResult(photo, label, coloured, shares, error))
         on_photo(results[-1])
     return results
 
 
-def _label_png(labels: Tensor, palette: np.ndarray) -> bytes:
+def label_png(labels: Tensor, palette: np.ndarray) -> bytes:
+    """A label map as an indexed PNG: a pixel's value is its class, its colour the palette's."""
     image = Image.fromarray(labels.numpy())
     image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
@@ -264,7 +265,8 @@ def _label_png(labels: Tensor, palette: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _shares(labels: Tensor, classes: Sequence[str]) -> dict[str, float]:
+def class_shares(labels: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """Part of the map that each class found in it covers, the largest first."""
     counts = torch.bincount(labels.flatten(), minlength=len(classes))
     order = [int(index) for index in counts.argsort(descending=True, stable=True)]
     return {classes[index]: int(counts[index]) / labels.numel() for index in order if counts[index]}

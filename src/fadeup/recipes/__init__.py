@@ -8,7 +8,7 @@ from fadeup.recipes.folder import Folder
 from fadeup.recipes.landcover import LandCover
 from fadeup.recipes.matting import Matting
 from fadeup.recipes.recipe import Metric, Recipe, Split
-from fadeup.recipes.reconstruction import Reconstruction
+from fadeup.recipes.reconstruction import ColourReconstruction, Reconstruction
 from fadeup.recipes.segmentation import Segmentation
 from fadeup.recipes.sunrgbd import SUNRGBD
 from fadeup.recipes.weizmann import Weizmann
@@ -20,6 +20,7 @@ RECIPES: dict[str, type[Recipe]] = {
         Weizmann,
         CamVid,
         LandCover,
+        ColourReconstruction,
         ADE20K,
         SUNRGBD,
         Folder,
@@ -34,6 +35,7 @@ __all__ = [
     "RECIPES",
     "SUNRGBD",
     "CamVid",
+    "ColourReconstruction",
     "Composition1K",
     "Cutouts",
     "Folder",

@@ -1,0 +1,108 @@
+"""A process that computes beside the page's: started anew when a call takes too long or ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+START_SECONDS = 600
+"""For the process to import what it needs, on a machine that has other things to do."""
+
+
+class Worker:
+    """A `Studio` in a process of its own, one call at a time.
+
+    The page stays alive when a photograph takes too long or memory ends: the process is ended and another one started.
+
+    Args:
+        models: Of the studio.
+        max_pixels: Of the studio.
+        seconds: A call's limit.
+    """
+
+    def __init__(self, models: Sequence[str], max_pixels: int, seconds: float):
+        self._arguments, self.seconds, self._lock = (list(models), max_pixels), seconds, threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._ready = False
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What the studio's method returns.
+
+        Raises:
+            ValueError: The studio refused the arguments, or took longer than `seconds`; the message is for users.
+            RuntimeError: The process ended.
+        """
+        with self._lock:
+            try:
+                if not self._ready:
+                    _value(*self._received(START_SECONDS))
+                    self._ready = True
+                self._pipe.send((method, arguments))
+                kind, value = self._received(self.seconds)
+            except (EOFError, OSError) as error:
+                self._restart()
+                raise RuntimeError("The computing process ended, perhaps for want of memory; try again") from error
+        return _value(kind, value)
+
+    def _received(self, seconds: float) -> tuple[str, Any]:
+        if self._pipe.poll(seconds):
+            return self._pipe.recv()
+        self._restart()
+        raise ValueError(f"A photograph must be done within {seconds:g} s, got longer; take a smaller one")
+
+    def _restart(self) -> None:
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _value(kind: str, value: Any) -> Any:
+    if kind == "refused":
+        raise ValueError(value)
+    if kind == "failed":
+        raise RuntimeError(value)
+    return value
+
+
+def _serve(pipe: Connection, models: Sequence[str], max_pixels: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the page's, which then ends this process
+
+    def start() -> Any:
+        from fadeup.demo.studio import Studio  # the imports take seconds, in which the page's process does its own
+
+        return Studio(models, max_pixels)
+
+    kind, studio = _answer(start)
+    pipe.send((kind, None if kind == "done" else studio))
+    with suppress(EOFError):
+        while True:
+            method, arguments = pipe.recv()
+            pipe.send(_answer(getattr(studio, method), *arguments))
+
+
+def _answer(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
+    try:
+        return "done", function(*arguments)
+    except (ValueError, OSError, ModuleNotFoundError, MemoryError) as error:
+        return "refused", str(error) or type(error).__name__
+    except Exception as error:
+        traceback.print_exc()
+        return "failed", f"{type(error).__name__}: {error}"

@@ -1,0 +1,420 @@
+"""The page as people use it: in a real browser, on a desk and on a phone, with the keyboard, with wrong files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fadeup.kernels import native
+
+pytest.importorskip("gradio", reason="needs gradio: pip install 'fadeup[demo]'")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium"),
+]
+
+ROOT = Path(__file__).parent.parent
+SHOTS = ROOT / "build" / "screenshots"
+"""What the page looked like: kept by CI, and copied into docs/images by `make screenshots`."""
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+WAIT = 30_000
+"""Milliseconds; the machines that run this are shared."""
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+def start_server(folder: Path, *more: str) -> tuple[subprocess.Popen, str]:
+    """`fadeup demo` in an empty home and an empty folder; the process, and its address once it says it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for name in ("home", "cwd", "tmp"):
+        (folder / name).mkdir()
+    (folder / "cwd" / "secret.txt").write_text("not for visitors")
+    environment = {name: value for name, value in os.environ.items() if name not in ("MPLCONFIGDIR", "GRADIO_TEMP_DIR")}
+    environment |= {
+        "HOME": str(folder / "home"),
+        "TMPDIR": str(folder / "tmp"),
+        "FADEUP_CACHE": str(native.cache_folder()),  # the kernels are built once for all tests
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fadeup", "demo", "--port", str(port), *more],
+        cwd=folder / "cwd",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    assert line == f"http://127.0.0.1:{port}", line + process.stdout.read()
+    return process, line
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The folder that the server runs in."""
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def address(place):
+    process, address = start_server(place, "--megabytes", "5")
+    yield address
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, address, request):
+    """Opens the page in a context of its own; fails where it asked anyone else for anything, or raised an error.
+
+    How each page looked at the end is kept.
+    """
+    contexts, outside, errors = [], [], []
+
+    def open_page(viewport=DESK):
+        context = browser.new_context(viewport=viewport, accept_downloads=True)
+        context.set_default_timeout(WAIT)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for number, context in enumerate(contexts):
+        shot(context.pages[0], f"{request.node.name}-{number}", full_page=True)
+        context.close()
+    assert not outside
+    assert not errors
+
+
+def compared(page) -> None:
+    """Wait for the last part of a comparison."""
+    page.locator("#slider img").first.wait_for()
+    page.locator("#measured tr").nth(2).wait_for()
+    page.locator("#gates img").wait_for(state="attached")  # it is loaded when it comes into view
+
+
+def compare(page) -> None:
+    """Compare anew, and wait for both results."""
+    before = comparison(page)
+    page.locator("#run").click()
+    page.wait_for_function(
+        """before => {
+            const table = document.querySelector('#measured table');
+            return table && table.dataset.comparison !== before && table.rows.length === 3;
+        }""",
+        arg=before,
+    )
+    page.locator("#difference img").wait_for(state="attached")
+
+
+def comparison(page) -> str | None:
+    """Which comparison is shown."""
+    return page.evaluate("document.querySelector('#measured table')?.dataset.comparison")
+
+
+def choose(page, name: str, value: str) -> None:
+    page.locator(f"#{name} input").click()
+    page.get_by_role("option", name=value, exact=True).click()
+
+
+def upload(page, path: Path) -> None:
+    """Another photograph in place of the present one."""
+    remove = page.locator("#photo button[aria-label='Clear'], #photo button[title='Clear']")
+    if remove.count():
+        remove.first.click()
+    page.locator("#photo input[type=file]").set_input_files(path)
+
+
+def told(page) -> str:
+    """The message that is shown."""
+    toast = page.locator(".toast-body").last
+    toast.wait_for()
+    return toast.inner_text()
+
+
+def shot(page, name: str, **options) -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", **options)
+
+
+def test_a_first_picture_is_there_without_a_click(visit):
+    page = visit()
+    compared(page)
+    table = page.locator("#measured").inner_text()
+    assert re.search(r"bilinear \(left\)\s+[\d.]+ s\s+\d+ MiB\s+3\.01 M\s+[\d.]+ % right", table), table
+    assert re.search(r"fade \(right\)\s+[\d.]+ s\s+\d+ MiB\s+3\.14 M\s+[\d.]+ % right", table), table
+    assert "water" in page.locator("#legend").inner_text()
+    assert "256 × 256" in page.locator("#note").inner_text()
+    page.locator("#map img").wait_for()
+    shot(page, "demo")
+    shot(page, "demo-whole", full_page=True)
+
+
+def test_the_line_moves_by_a_number(visit):
+    page = visit()
+    compared(page)
+    before = page.locator("#slider").inner_html()
+    box = page.locator("#place input[type=number]")
+    box.fill("20")
+    box.press("Enter")
+    page.wait_for_function("before => document.querySelector('#slider').innerHTML !== before", arg=before)
+    left, width = page.evaluate("""() => {
+        const outer = document.querySelector('#slider .slider-wrap, #slider [role=none]').getBoundingClientRect();
+        const line = document.querySelector('#slider .inner').getBoundingClientRect();
+        return [line.x + line.width / 2 - outer.x, outer.width];
+    }""")
+    assert left / width < 0.45
+
+
+def test_a_click_shows_the_kernels_of_a_point(visit):
+    page = visit()
+    compared(page)
+    picture = page.locator("#map img")
+    picture.wait_for()
+    box = picture.bounding_box()
+    picture.click(position={"x": 0.25 * box["width"], "y": 0.75 * box["height"]})
+    page.locator("#kernels img").wait_for()
+    assert float(page.locator("#row input").input_value()) == pytest.approx(75, abs=1.5)
+    assert float(page.locator("#column input").input_value()) == pytest.approx(25, abs=1.5)
+    page.locator("#kernels-part").screenshot(path=SHOTS / "demo-kernels.png")
+
+
+def test_a_network_without_kernels_says_so(visit):
+    page = visit()
+    compared(page)
+    page.get_by_label("Left", exact=True).last.check()
+    page.locator("#look").click()
+    assert "bilinear has no kernels to show" in told(page)
+
+
+def test_results_are_taken_away_as_files(visit, tmp_path):
+    page = visit()
+    compared(page)
+    with page.expect_download() as download:
+        page.locator("#download-right").click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    assert path.name == "band11-row2-fade-labels.png"
+    with Image.open(path) as labels:
+        assert labels.mode == "P"
+        assert labels.size == (256, 256)
+        assert set(np.unique(labels)) <= set(range(6))
+
+
+def test_a_phone_shows_everything_within_its_width(visit):
+    page = visit(PHONE)
+    compared(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.get_by_label("Matte").check()
+    page.locator("#drawn canvas").first.wait_for()
+    compare(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.evaluate("window.scrollTo(0, 0)")
+    shot(page, "demo-phone", full_page=True)
+
+
+def test_the_keyboard_alone_does(visit):
+    page = visit(DESK)
+    compared(page)
+
+    def walk(selector: str) -> None:
+        """Tab until the part has the focus."""
+        for _ in range(80):
+            if page.evaluate("s => !!document.activeElement.closest(s)", selector):
+                return
+            page.keyboard.press("Tab")
+        pytest.fail(f"{selector} is not reached by the Tab key")
+
+    walk("#shipped")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    walk("#task")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.get_by_label("Matte").is_checked()
+    page.locator("#drawn canvas").first.wait_for()
+    walk("#right")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("carafe")
+    page.keyboard.press("Enter")
+    walk("#run")
+    page.keyboard.press("Enter")
+    page.locator("#measured", has_text="carafe (right)").wait_for()
+    walk("#place")
+    for selector in ("#row", "#column"):
+        walk(selector)
+        page.keyboard.press("Control+A")
+        page.keyboard.type("40")
+    walk("#look")
+    page.keyboard.press("Enter")
+    page.locator("#kernels img").wait_for()
+    assert page.locator("#row input").input_value() == "40"
+
+
+def test_a_trimap_is_painted(visit, tmp_path):
+    page = visit()
+    compared(page)
+    page.get_by_label("Matte").check()
+    page.locator("#photo img").wait_for()
+    picture = tmp_path / "square.png"
+    pixels = np.full((200, 300, 3), 40, np.uint8)
+    pixels[60:140, 100:200] = 220
+    Image.fromarray(pixels).save(picture)
+    upload(page, picture)
+    page.locator("#note").wait_for(state="attached")
+    page.locator("#run").click()
+    assert "trimap must be drawn or uploaded" in told(page)
+    canvas = page.locator("#drawn canvas").first
+    canvas.wait_for()
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    for step in range(20):
+        page.mouse.move(middle[0] + 3 * (step % 5) - 6, middle[1] + step - 10)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    compare(page)
+    shot(page, "demo-trimap", full_page=True)
+    with page.expect_download() as download:
+        page.locator("#download-left").click()
+    download.value.save_as(tmp_path / "alpha.png")
+    with Image.open(tmp_path / "alpha.png") as alpha:
+        values = np.array(alpha)
+    assert values.shape == (200, 300)
+    assert values[0].max() == 0  # what was not painted is background
+    assert values.max() == 255
+
+
+def test_a_trimap_comes_as_a_file(visit, tmp_path):
+    page = visit()
+    compared(page)
+    page.get_by_label("Matte").check()
+    page.locator("#drawn canvas").first.wait_for()
+    mask = np.zeros((440, 600), np.uint8)
+    mask[100:300, 200:400] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(mask[:-1]).save(tmp_path / "wrong.png")
+    page.locator("#trimap-file input[type=file]").set_input_files(tmp_path / "wrong.png")
+    page.locator("#trimap-file", has_text="wrong").wait_for()
+    page.locator("#run").click()
+    assert "wrong.png must be 440 x 600 like its photo, got 439 x 600" in told(page)
+    page.locator("#trimap-file button[aria-label='Clear'], #trimap-file button[title='Clear']").first.click()
+    page.locator("#trimap-file input[type=file]").set_input_files(tmp_path / "mask.png")
+    page.locator("#trimap-file", has_text="mask").wait_for()
+    compare(page)
+
+
+def test_wrong_and_huge_files_are_refused_in_words(visit, tmp_path):
+    page = visit()
+    compared(page)
+    words = tmp_path / "words.png"
+    words.write_text("not a picture <b>at all</b>")
+    upload(page, words)
+    assert "words.png must be a whole picture, got 27 bytes that do not decode" in told(page)
+    page.locator(".toast-close").last.click()
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (20000, 20000)).save(bomb)  # 50 kB that would be 1.2 GB
+    upload(page, bomb)
+    assert re.search(r"bomb\.png must have at most 89478485 pixels, got (more|20000 x 20000)", told(page))
+    page.locator(".toast-close").last.click()
+    large = tmp_path / "large.bmp"
+    Image.new("RGB", (1500, 1500)).save(large)  # 6.7 MB
+    upload(page, large)
+    assert re.search("[Ff]ile.*(size|large|exceeds)", told(page)), told(page)
+    choose(page, "shipped", "Korea, from space")  # nothing is broken
+    page.locator("#note", has_text="band11-row2.jpg").wait_for()
+    compare(page)
+    page.locator("#note", has_text="band15-row2.jpg").wait_for()
+
+
+def test_a_large_photograph_is_made_smaller(visit, tmp_path):
+    page = visit()
+    compared(page)
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    Image.fromarray(noise).resize((3000, 2000), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg")
+    upload(page, tmp_path / "large.jpg")
+    page.locator("#photo img").wait_for()
+    compare(page)
+    note = page.locator("#note", has_text="large.jpg")
+    note.wait_for()
+    assert note.inner_text().strip() == "large.jpg: 3000 × 2000, made smaller to 1500 × 1000 for this page"
+
+
+def test_two_visitors_see_their_own(visit):
+    one, other = visit(), visit()
+    compared(one)
+    compared(other)
+    choose(one, "right", "carafe")
+    choose(other, "right", "a2u")
+    for page in (one, other):
+        page.locator("#run").click()
+    one.locator("#measured", has_text="carafe (right)").wait_for()
+    other.locator("#measured", has_text="a2u (right)").wait_for()
+    assert "a2u" not in one.locator("#measured").inner_text()
+
+
+def test_only_its_own_files_are_served(visit, address, place):
+    page = visit()
+    compared(page)
+    for path in ("/etc/passwd", str(ROOT / "pyproject.toml"), "secret.txt", str(place / "cwd" / "secret.txt")):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{address}/gradio_api/file={path}")
+        assert refused.value.code in (403, 404)
+    config = json.load(urllib.request.urlopen(f"{address}/config"))
+    comparison = next(d for d in config["dependencies"] if d["targets"][0][1] == "click" and len(d["inputs"]) == 6)
+    data = [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, "segment", "bilinear", "fade", None, None]
+    body = json.dumps({"data": data, "fn_index": comparison["id"], "session_hash": "thief"}).encode()
+    request = urllib.request.Request(f"{address}/gradio_api/queue/join", body, {"Content-Type": "application/json"})
+    urllib.request.urlopen(request)
+    with urllib.request.urlopen(f"{address}/gradio_api/queue/data?session_hash=thief", timeout=60) as events:
+        lines = (json.loads(line.removeprefix(b"data: ")) for line in events if line.startswith(b"data: "))
+        answer = next(line for line in lines if line["msg"] == "process_completed")
+    assert not answer["success"]
+    assert "root:" not in json.dumps(answer)
+
+
+def test_nothing_is_left_behind(tmp_path):
+    process, address = start_server(tmp_path)
+    assert urllib.request.urlopen(address).status == 200
+    folders = [path.name for path in (tmp_path / "tmp").glob("fadeup-demo-*")]
+    assert len(folders) == 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == ["cwd/secret.txt"]
+    assert not [path for path in (tmp_path / "tmp").iterdir() if path.name.startswith("fadeup")]
