@@ -22,6 +22,7 @@ CSS = """
 .wide { overflow-x: auto }
 table.measured { border-collapse: collapse; width: 100% }
 table.measured td, table.measured th { padding: .3em .5em; text-align: right; border: 0 solid #8886 }
+table.measured td { white-space: nowrap }
 table.measured tr { border-bottom: 1px solid #8886 }
 table.measured th:first-child, table.measured td:first-child { text-align: left }
 #shipped button { min-height: 44px }

@@ -95,12 +95,12 @@ def _serve(pipe: Connection, models: Sequence[str], max_pixels: int) -> None:
     with suppress(EOFError):
         while True:
             method, arguments = pipe.recv()
-            pipe.send(_answer(getattr(studio, method), *arguments))
+            pipe.send(_answer(lambda method=method, its=arguments: getattr(studio, method)(*its)))
 
 
-def _answer(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
+def _answer(function: Callable[[], Any]) -> tuple[str, Any]:
     try:
-        return "done", function(*arguments)
+        return "done", function()
     except (ValueError, OSError, ModuleNotFoundError, MemoryError) as error:
         return "refused", str(error) or type(error).__name__
     except Exception as error:
