@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo bench bench-tables test lint types docs unit chromium clean
+.PHONY: setup demo bench bench-tables test lint types docs unit chromium screenshots clean
 
 setup: $(VENV)/.installed
 
@@ -49,5 +49,10 @@ unit: setup chromium
 docs: setup
 	$(BIN)/python scripts/docs.py build --strict
 
+# Pictures of the page for docs/, which its tests take.
+screenshots: setup chromium
+	$(BIN)/pytest -q tests/test_demo_browser.py
+	cp build/screenshots/demo.jpg build/screenshots/demo-phone.jpg docs/images/
+
 clean:
-	rm -rf $(VENV) site docs/assets/mathjax.js .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build/screenshots site docs/assets/mathjax.js .pytest_cache .ruff_cache .hypothesis

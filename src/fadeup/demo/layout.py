@@ -191,8 +191,9 @@ def _wire(page: Page, blocks: gr.Blocks, parts: dict[str, Any]) -> None:
     def cut(photo: Any, right: str, drawn: Any, file: Any) -> gr.DownloadButton:
         return gr.DownloadButton(value=page.cutout(photo, right, drawn, file), interactive=True)
 
-    parts["run"].click(compare, inputs, outputs, **QUEUED)
-    blocks.load(compare, inputs, outputs, **QUEUED)
+    busy = {"show_progress_on": parts["slider"], **QUEUED}
+    parts["run"].click(compare, inputs, outputs, trigger_mode="always_last", **busy)
+    blocks.load(compare, inputs, outputs, **busy)
     parts["cut"].click(cut, [photo, right, drawn, file], parts["cutout"], **QUEUED)
     parts["place"].change(lambda at: gr.ImageSlider(slider_position=at), parts["place"], parts["slider"], **QUICK)
     _wire_task(page, blocks, parts, outputs)
@@ -232,7 +233,7 @@ def _wire_task(page: Page, blocks: gr.Blocks, parts: dict[str, Any], outputs: li
 def _wire_kernels(page: Page, parts: dict[str, Any], inputs: list[Any]) -> None:
     """A point, by a click or by numbers."""
 
-    def look(photo: Any, task: str, left: str, right: str, drawn: Any, file: Any, *rest: Any) -> Image.Image:
+    def look(photo: Any, task: str, left: str, right: str, drawn: Any, file: Any, *rest: Any) -> str:
         whose, stage, row, column = rest
         return page.kernels(photo, task, left if whose == "Left" else right, drawn, file, stage, (row, column))
 
@@ -242,7 +243,7 @@ def _wire_kernels(page: Page, parts: dict[str, Any], inputs: list[Any]) -> None:
     asked = [*inputs, *(parts[name] for name in ("whose", "stage", "row", "column"))]
     at = parts["map"].select(clicked, parts["map"], [parts["row"], parts["column"]], **QUICK)
     at.then(look, asked, parts["kernels"], **QUEUED)
-    parts["look"].click(look, asked, parts["kernels"], **QUEUED)
+    parts["look"].click(look, asked, parts["kernels"], trigger_mode="always_last", **QUEUED)
 
 
 def launch(blocks: gr.Blocks, host: str, port: int, max_pixels: int, megabytes: int, waiting: int = WAITING) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import secrets
 import shutil
 import time
@@ -14,7 +13,6 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
 from fadeup.demo.worker import Worker
 
@@ -57,10 +55,10 @@ class Page:
         names, path, guide = (left, right), _chosen(photo), _guide(task, drawn, file)
         sizes = self._call(path, "size", path)
         yield {"note": _note(path.name, *sizes)}
-        found = []
+        found, pictures = [], []
         for name in names:
             found.append(self._call(path, "predict", task, name, path, guide))
-            pictures = [one.picture for one in found]
+            pictures.append(self._written(path, f"{name}-shown", found[-1].picture))
             yield {
                 "slider": (pictures[0], pictures[-1]),
                 "measured": _table(number, names, found),
@@ -68,11 +66,11 @@ class Page:
             }
         difference = self._call(path, "difference", task, found[0].result, found[1].result, path)
         yield {
-            "difference": difference,
+            "difference": self._written(path, "difference", difference),
             "files": [self._file(path, task, n, one.result) for n, one in zip(names, found, strict=True)],
         }
         gates = self._call(path, "gates", task, tuple(dict.fromkeys(names)), path, guide)
-        yield {"gates": None if gates is None else _opened(gates)}
+        yield {"gates": gates and self._written(path, "gates", gates)}
 
     def kernels(
         self,
@@ -83,16 +81,16 @@ class Page:
         file: str | None,
         stage: str,
         point: tuple[float, float],
-    ) -> Image.Image:
-        """The kernels at a point in percent of height and width."""
+    ) -> str:
+        """The file of a figure of the kernels at a point in percent of height and width."""
         path = _chosen(photo)
         if not all(isinstance(value, int | float) and 0 <= value <= 100 for value in point):
-            raise gr.Error(f"Row and column must be numbers of 0 to 100, got {point[0]} and {point[1]}", duration=8)
+            raise _refusal(f"Row and column must be numbers of 0 to 100, got {point[0]} and {point[1]}")
         at = point[0] / 100, point[1] / 100
         figure = self._call(path, "kernels", task, name, path, _guide(task, drawn, file), stage, at)
         if figure is None:
-            raise gr.Error(f"{name} has no kernels to show: it weighs every place alike", duration=8)
-        return _opened(figure)
+            raise _refusal(f"{name} has no kernels to show: it weighs every place alike")
+        return self._written(path, "kernels", figure)
 
     def cutout(self, photo: str | None, name: str, drawn: Any, file: str | None) -> str:
         """The foreground as a file."""
@@ -100,9 +98,11 @@ class Page:
         alpha = self._call(path, "predict", "matte", name, path, guide).result
         return self._written(path, f"{name}-cutout", self._call(path, "cutout", path, alpha))
 
-    def backdrop(self, photo: str | None) -> np.ndarray | None:
+    def backdrop(self, photo: str | None) -> str | None:
         """What is painted on, in the size in which the photograph is used."""
-        return None if photo is None else self._call(Path(photo), "backdrop", Path(photo))
+        if photo is None:
+            return None
+        return self._written(Path(photo), "backdrop", self._call(Path(photo), "backdrop", Path(photo)))
 
     # ---- files ----
 
@@ -129,12 +129,17 @@ class Page:
             told = str(error)
             for path in (photo, *(argument for argument in arguments if isinstance(argument, Path))):
                 told = told.replace(str(path), path.name)
-            raise gr.Error(html.escape(told), duration=10) from error
+            raise _refusal(told) from error
+
+
+def _refusal(told: str) -> gr.Error:
+    """A message for the visitor; the log of the server needs no traceback of it."""
+    return gr.Error(html.escape(told), duration=10, print_exception=False)
 
 
 def _chosen(photo: str | None) -> Path:
     if photo is None:
-        raise gr.Error("A photograph must be chosen or uploaded, got none", duration=8)
+        raise _refusal("A photograph must be chosen or uploaded, got none")
     return Path(photo)
 
 
@@ -173,7 +178,3 @@ def _legend(found: Sequence[Any]) -> str:
         for name, colour in colours.items()
     ]
     return f'<div class="legend">{"".join(chips)}</div>'
-
-
-def _opened(png: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(png))

@@ -62,8 +62,8 @@ Guide = Path | np.ndarray | None
 class Prediction:
     """What a network makes of a photograph."""
 
-    picture: np.ndarray
-    """To be shown, uint8 RGB `(H, W, 3)`."""
+    picture: bytes
+    """To be shown, a PNG."""
     result: np.ndarray
     """uint8: classes or alpha `(H, W)`, or the photograph given back `(H, W, 3)`."""
     seconds: float
@@ -159,10 +159,8 @@ class Studio:
             palette = dict(zip(loaded.front.classes, loaded.front.palette.tolist(), strict=True))
             covered = class_shares(torch.from_numpy(result), loaded.front.classes)
             classes = tuple((name, tuple(palette[name]), share) for name, share in covered.items())
-        elif result.ndim == 2:
-            picture = np.repeat(result[..., None], 3, axis=2)
         score = self._score(task, photo, pixels, result)
-        return Prediction(picture, result, took[0], memory, parameters, score, classes)
+        return Prediction(png(picture), result, took[0], memory, parameters, score, classes)
 
     @torch.no_grad()
     def _run(self, loaded: Loaded, pixels: Tensor, trimap: Tensor | None) -> np.ndarray:
@@ -176,18 +174,18 @@ class Studio:
         values = (255 * given_back).round().byte().movedim(0, 2).numpy()
         return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
 
-    def difference(self, task: str, left: np.ndarray, right: np.ndarray, photo: Path) -> np.ndarray:
-        """Where two results differ, RGB `(H, W, 3)`.
+    def difference(self, task: str, left: np.ndarray, right: np.ndarray, photo: Path) -> bytes:
+        """Where two results differ, as a PNG.
 
         Of labels, the boundaries: grey in both, orange in the left one only, blue in the right one only. Of alphas,
         orange where the left one's is larger. Of photographs given back, orange where the left one is further off.
         """
         if task == "segment":
-            return boundary_errors(torch.from_numpy(left), torch.from_numpy(right), LINE)
+            return png(boundary_errors(torch.from_numpy(left), torch.from_numpy(right), LINE))
         if task == "matte":
-            return signed(left.astype(np.float32) - right)
+            return png(signed(left.astype(np.float32) - right))
         true = self._photo(photo).movedim(0, 2).numpy().astype(np.float32)
-        return signed(abs(left - true).mean(axis=2) - abs(right - true).mean(axis=2))
+        return png(signed(abs(left - true).mean(axis=2) - abs(right - true).mean(axis=2)))
 
     def gates(self, task: str, names: Sequence[str], photo: Path, guide: Guide = None) -> bytes | None:
         """The gates of every stage of networks as a PNG, beneath each other; None where no network has any."""
@@ -244,9 +242,9 @@ class Studio:
         pixels = read_photo(photo, max_pixels=FILE_PIXELS)
         return tuple(pixels.shape[1:]), tuple(self._smaller(pixels).shape[1:])  # type: ignore[return-value]
 
-    def backdrop(self, photo: Path) -> np.ndarray:
-        """The photograph in the size in which it is used, RGB `(H, W, 3)`."""
-        return self._photo(photo).movedim(0, 2).contiguous().numpy()
+    def backdrop(self, photo: Path) -> bytes:
+        """The photograph in the size in which it is used, as a PNG."""
+        return png(self._photo(photo).movedim(0, 2).contiguous().numpy())
 
     def file(self, task: str, name: str, result: np.ndarray) -> bytes:
         """The result as a PNG; labels are its palette's indices."""

@@ -28,6 +28,7 @@ class Worker:
 
     def __init__(self, models: Sequence[str], max_pixels: int, seconds: float):
         self._arguments, self.seconds, self._lock = (list(models), max_pixels), seconds, threading.Lock()
+        self._closed = False
         self._start()
 
     def _start(self) -> None:
@@ -64,11 +65,16 @@ class Worker:
         raise ValueError(f"A photograph must be done within {seconds:g} s, got longer; take a smaller one")
 
     def _restart(self) -> None:
-        self.close()
-        self._start()
+        if not self._closed:
+            self._end()
+            self._start()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process for good; a call that is under way fails."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
         self._pipe.close()
         self._process.kill()
         self._process.join()
