@@ -6,6 +6,8 @@ import io
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,3 +263,12 @@ def test_assets_fit():
     """16 MB in all."""
     assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 16_000_000
     assert read_about(ASSETS / "models/reconstruction-fade.safetensors")["task"] == "reconstruction-colour"
+
+
+def test_the_page_starts_without_torch():
+    """Its process computes nothing; importing torch would cost it seconds, and receiving a result did once."""
+    code = (
+        "import pickle, sys; import fadeup.cli; from fadeup.demo import serve, worker; "
+        "pickle.loads(pickle.dumps(worker.Prediction(b'', None, 0, None, 0, '', ()))); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

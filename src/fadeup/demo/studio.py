@@ -24,6 +24,7 @@ from fadeup.data.labelled import LabelledImages, read_photo
 from fadeup.data.landcover import landcover
 from fadeup.data.matting import UNKNOWN, png, read_alpha, trimap_from_mask
 from fadeup.demo import EDGE, INSIDE, STAGES
+from fadeup.demo.worker import Prediction
 from fadeup.kernels import native
 from fadeup.metrics import psnr, ssim
 from fadeup.plug.trace import evaluating
@@ -56,24 +57,6 @@ WAIT = 3.0
 
 Guide = Path | np.ndarray | None
 """A trimap or rough mask as a file, or strokes of the brush as RGBA `(h, w, 4)`."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network makes of a photograph."""
-
-    picture: bytes
-    """To be shown, a PNG."""
-    result: np.ndarray
-    """uint8: classes or alpha `(H, W)`, or the photograph given back `(H, W, 3)`."""
-    seconds: float
-    memory: float | None
-    """MiB above what was in use before; None where it cannot be measured."""
-    parameters: int
-    score: str
-    """Against the truth where that is known, else empty."""
-    classes: tuple[tuple[str, tuple[int, int, int], float], ...]
-    """Name, colour and share of each class in the picture."""
 
 
 @dataclass

@@ -8,11 +8,32 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 START_SECONDS = 600
 """For the process to import what it needs, on a machine that has other things to do."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network makes of a photograph. Here, so that the page's process does not import torch to receive it."""
+
+    picture: bytes
+    """To be shown, a PNG."""
+    result: np.ndarray
+    """uint8: classes or alpha `(H, W)`, or the photograph given back `(H, W, 3)`."""
+    seconds: float
+    memory: float | None
+    """MiB above what was in use before; None where it cannot be measured."""
+    parameters: int
+    score: str
+    """Against the truth where that is known, else empty."""
+    classes: tuple[tuple[str, tuple[int, int, int], float], ...]
+    """Name, colour and share of each class in the picture."""
 
 
 class Worker:
