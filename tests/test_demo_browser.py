@@ -171,17 +171,27 @@ def choose(page, name: str, value: str) -> None:
 
 def upload(page, path: Path) -> None:
     """Another photograph in place of the present one."""
-    remove = page.locator("#photo button[aria-label='Clear'], #photo button[title='Clear']")
+    remove = page.locator("#photo button[aria-label='Clear'], #photo button[aria-label='Remove Image']")
     if remove.count():
         remove.first.click()
     page.locator("#photo input[type=file]").set_input_files(path)
 
 
-def told(page) -> str:
-    """The message that is shown."""
-    toast = page.locator(".toast-body").last
-    toast.wait_for()
-    return toast.inner_text()
+def placed(page, stem: str) -> None:
+    """Wait until a photograph has come to all its places: there it can be clicked and painted on."""
+    page.locator(f"#map img[src*='{stem}']").wait_for(state="attached")
+
+
+def matte(page) -> None:
+    """Choose matting, and wait for the dandelion that comes with it."""
+    page.get_by_label("Matte").check()
+    placed(page, "dandelion")
+    page.locator("#drawn canvas").first.wait_for()
+
+
+def told(page, words: str) -> None:
+    """Wait for a message of these words; it goes by itself."""
+    page.locator(".toast-body", has_text=re.compile(words)).first.wait_for(state="attached")
 
 
 def shot(page, name: str, **options) -> None:
@@ -233,7 +243,7 @@ def test_a_network_without_kernels_says_so(desk):
     page = desk
     page.get_by_label("Left", exact=True).last.check()
     page.locator("#look").click()
-    assert "bilinear has no kernels to show" in told(page)
+    told(page, "bilinear has no kernels to show")
 
 
 def test_results_are_taken_away_as_files(desk, tmp_path):
@@ -253,8 +263,7 @@ def test_a_phone_shows_everything_within_its_width(visit):
     page = visit(PHONE)
     compared(page)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    page.get_by_label("Matte").check()
-    page.locator("#drawn canvas").first.wait_for()
+    matte(page)
     compare(page)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.evaluate("window.scrollTo(0, 0)")
@@ -281,6 +290,7 @@ def test_the_keyboard_alone_does(visit):
     page.keyboard.press("Tab")
     page.keyboard.press("Space")
     assert page.get_by_label("Matte").is_checked()
+    placed(page, "dandelion")
     page.locator("#drawn canvas").first.wait_for()
     walk("#right")
     page.keyboard.press("Control+A")
@@ -303,16 +313,15 @@ def test_the_keyboard_alone_does(visit):
 def test_a_trimap_is_painted(visit, tmp_path):
     page = visit()
     compared(page)
-    page.get_by_label("Matte").check()
-    page.locator("#photo img").wait_for()
+    matte(page)
     picture = tmp_path / "square.png"
     pixels = np.full((200, 300, 3), 40, np.uint8)
     pixels[60:140, 100:200] = 220
     Image.fromarray(pixels).save(picture)
     upload(page, picture)
-    page.locator("#note").wait_for(state="attached")
+    placed(page, "square")
     page.locator("#run").click()
-    assert "trimap must be drawn or uploaded" in told(page)
+    told(page, "trimap must be drawn or uploaded")
     canvas = page.locator("#drawn canvas").first
     canvas.wait_for()
     canvas.scroll_into_view_if_needed()
@@ -339,8 +348,7 @@ def test_a_trimap_is_painted(visit, tmp_path):
 def test_a_trimap_comes_as_a_file(visit, tmp_path):
     page = visit()
     compared(page)
-    page.get_by_label("Matte").check()
-    page.locator("#drawn canvas").first.wait_for()
+    matte(page)
     mask = np.zeros((440, 600), np.uint8)
     mask[100:300, 200:400] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -348,7 +356,7 @@ def test_a_trimap_comes_as_a_file(visit, tmp_path):
     page.locator("#trimap-file input[type=file]").set_input_files(tmp_path / "wrong.png")
     page.locator("#trimap-file", has_text="wrong").wait_for()
     page.locator("#run").click()
-    assert "wrong.png must be 440 x 600 like its photo, got 439 x 600" in told(page)
+    told(page, r"wrong\.png must be 440 x 600 like its photo, got 439 x 600")
     page.locator("#trimap-file button[aria-label='Clear'], #trimap-file button[title='Clear']").first.click()
     page.locator("#trimap-file input[type=file]").set_input_files(tmp_path / "mask.png")
     page.locator("#trimap-file", has_text="mask").wait_for()
@@ -361,19 +369,17 @@ def test_wrong_and_huge_files_are_refused_in_words(visit, tmp_path):
     words = tmp_path / "words.png"
     words.write_text("not a picture <b>at all</b>")
     upload(page, words)
-    assert "words.png must be a whole picture, got 27 bytes that do not decode" in told(page)
-    page.locator(".toast-close").last.click()
+    told(page, r"words\.png must be a whole picture, got 27 bytes that do not decode")
     bomb = tmp_path / "bomb.png"
     Image.new("1", (20000, 20000)).save(bomb)  # 50 kB that would be 1.2 GB
     upload(page, bomb)
-    assert re.search(r"bomb\.png must have at most 89478485 pixels, got (more|20000 x 20000)", told(page))
-    page.locator(".toast-close").last.click()
+    told(page, r"bomb\.png must have at most 89478485 pixels, got (more|20000 x 20000)")
     large = tmp_path / "large.bmp"
     Image.new("RGB", (1500, 1500)).save(large)  # 6.7 MB
     upload(page, large)
-    assert re.search("[Ff]ile.*(size|large|exceeds)", told(page)), told(page)
+    told(page, "[Ff]ile.*(size|large|exceeds)")
     choose(page, "shipped", "Korea, from space")  # nothing is broken
-    page.locator("#note", has_text="band11-row2.jpg").wait_for()
+    placed(page, "band15-row2")
     compare(page)
     page.locator("#note", has_text="band15-row2.jpg").wait_for()
 
@@ -384,7 +390,7 @@ def test_a_large_photograph_is_made_smaller(visit, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     Image.fromarray(noise).resize((3000, 2000), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg")
     upload(page, tmp_path / "large.jpg")
-    page.locator("#photo img").wait_for()
+    placed(page, "large")
     compare(page)
     note = page.locator("#note", has_text="large.jpg")
     note.wait_for()
@@ -451,7 +457,7 @@ def test_a_full_queue_says_so(browser, tmp_path):
             page.set_default_timeout(WAIT)
             page.goto(f"http://127.0.0.1:{port}")
             page.locator("#run").wait_for()
-        assert "This application is currently busy. Please try again." in told(pages[1])
+        told(pages[1], "This application is currently busy. Please try again")
     finally:
         go_on.set()
         for context in contexts:

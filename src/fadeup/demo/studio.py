@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fadeup.bench.timing import peak_memory
+from fadeup.checkpoint import read_about
 from fadeup.data.labelled import LabelledImages, read_photo
 from fadeup.data.landcover import landcover
 from fadeup.data.matting import UNKNOWN, png, read_alpha, trimap_from_mask
@@ -32,7 +33,7 @@ from fadeup.predict import Matter, Segmenter, cut_out, load_trained, matte_photo
 from fadeup.predict.matte import load_matter
 from fadeup.predict.segment import class_shares, label_png, load_segmenter
 from fadeup.predict.trained import ASSETS, shipped, weights_file
-from fadeup.recipes import Matting, Reconstruction, Segmentation
+from fadeup.recipes import RECIPES, Matting, Reconstruction, Segmentation
 from fadeup.recipes.matting import network_input
 from fadeup.report import figure_bytes
 from fadeup.upsamplers.upsampler import Upsampler
@@ -61,9 +62,8 @@ Guide = Path | np.ndarray | None
 
 @dataclass
 class Loaded:
-    """A network with what it was trained for."""
+    """A network, and what stands before it: None for reconstruction."""
 
-    task: str
     network: nn.Module
     front: Segmenter | Matter | None
 
@@ -103,9 +103,6 @@ class Studio:
 
     @staticmethod
     def _task_of(path: Path) -> str:
-        from fadeup.checkpoint import read_about
-        from fadeup.recipes import RECIPES
-
         kind = RECIPES.get(read_about(path).get("task", ""), object)
         for task, base in TASKS.items():
             if issubclass(kind, base):
@@ -262,7 +259,7 @@ class Studio:
             path = weights_file(model)
             assert path is not None
             front, network = None, load_trained(path)[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return Loaded(task, network.requires_grad_(False), front)
+        return Loaded(network.requires_grad_(False), front)
 
     # ---- photographs and trimaps ----
 
