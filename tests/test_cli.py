@@ -250,7 +250,7 @@ def test_import_loads_torch_and_nothing_heavier():
     code = """
 import sys, torch
 before = set(sys.modules)
-import fadeup
+from fadeup import *
 new = {name.split('.')[0] for name in set(sys.modules) - before}
 print(sorted(new - sys.stdlib_module_names - {'fadeup'}))
 """

@@ -196,7 +196,7 @@ def test_import_neither_builds_nor_loads_it_nor_imports_anything(tmp_path):
     code = """
 import sys, torch
 before = set(sys.modules)
-import fadeup
+from fadeup import *
 from fadeup.kernels import native
 assert native._loaded is None
 new = {name for name in set(sys.modules) - before if name.split(".")[0] not in sys.stdlib_module_names}

@@ -144,16 +144,17 @@ def _eroded(mask: np.ndarray, diameter: int) -> np.ndarray:
     return cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=1) > 0
 
 
-def trimap_from_mask(mask: np.ndarray, width: float) -> np.ndarray:
+def trimap_from_mask(mask: np.ndarray, width: float | None = None) -> np.ndarray:
     """A trimap from a rough mask: unknown is what lies within `width` pixels of its boundary, on either side.
 
     Args:
         mask: bool, or uint8 with foreground above 127.
-        width: In pixels, 1 or more; it should cover hair and blur.
+        width: In pixels, 1 or more; it should cover hair and blur. None for 2 % of the longer side, 5 at least.
 
     Raises:
         ValueError: The mask is empty or full, or `width` is too small.
     """
+    width = max(5, 0.02 * max(mask.shape)) if width is None else width
     if width < 1:
         raise ValueError(f"width must be 1 pixel or more, got {width}")
     inside = mask if mask.dtype == bool else mask > 127

@@ -23,7 +23,7 @@ from fadeup.bench.timing import peak_memory
 from fadeup.checkpoint import read_about
 from fadeup.data.labelled import LabelledImages, read_photo
 from fadeup.data.landcover import landcover
-from fadeup.data.matting import UNKNOWN, png, read_alpha, trimap_from_mask
+from fadeup.data.matting import UNKNOWN, mapped_trimap, png, read_alpha, trimap_from_mask
 from fadeup.demo import EDGE, INSIDE, STAGES
 from fadeup.demo.worker import Prediction
 from fadeup.kernels import native
@@ -285,8 +285,7 @@ class Studio:
             guide = guide or (shipped if isinstance(shipped, Path) else None)
             if guide is None:
                 raise ValueError("trimap must be drawn or uploaded for matting, got none; paint over the thing")
-            values = read_alpha(guide)
-            mask = not ((values >= 64) & (values <= 191)).any()
+            mask = UNKNOWN not in mapped_trimap(read_alpha(guide))
             trimap = read_guide(guide, tuple(read_photo(photo).shape[1:]), mask=mask)  # type: ignore[arg-type]
             trimap = F.interpolate(trimap[None, None].float(), (height, width), mode="nearest")[0, 0].byte()
         return trimap
@@ -323,7 +322,7 @@ class Studio:
 def trimap_from_strokes(strokes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A trimap from what was painted: `INSIDE` is foreground, `EDGE` is unknown, the rest background.
 
-    Where no edge was painted, a band around the painted thing is unknown: 2 % of the longer side, 5 pixels at least.
+    Where no edge was painted, a band around the painted thing is unknown, as `trimap_from_mask` makes it.
 
     Args:
         strokes: RGBA, uint8, `(h, w, 4)`.
@@ -339,7 +338,7 @@ def trimap_from_strokes(strokes: np.ndarray, size: tuple[int, int]) -> np.ndarra
     if not painted.any():
         raise ValueError("trimap must be drawn or uploaded for matting, got none; paint over the thing")
     if not edge.any():
-        return trimap_from_mask(inside, max(5, 0.02 * max(size)))
+        return trimap_from_mask(inside)
     return np.where(edge, UNKNOWN, np.where(inside, 255, 0)).astype(np.uint8)
 
 

@@ -302,7 +302,7 @@ def read_guide(path: str | Path, size: tuple[int, int], *, mask: bool = False, w
         raise ValueError(f"{path} must be {wanted} like its photo, got {got} (height x width){hint}")
     if mask:
         try:
-            guide = trimap_from_mask(guide, max(5, 0.02 * max(size)) if width is None else width)
+            guide = trimap_from_mask(guide, width)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return torch.from_numpy(guide)
