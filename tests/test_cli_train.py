@@ -85,7 +85,8 @@ def test_tensorboard_gets_every_step_and_every_score(run):
     losses, results = scalars(run, "loss"), json.loads((run / "results.json").read_text())
     assert [step for step, _ in losses] == [1, 2, 3]
     assert losses[-1][1] == pytest.approx(results["final_loss"])
-    assert [step for step, _ in scalars(run, "learning rate")] == [1, 2, 3]
+    for name in ("learning rate", "gradient norm"):
+        assert [step for step, _ in scalars(run, name)] == [1, 2, 3]
     scores = scalars(run, "biou")
     assert [step for step, _ in scores] == [2, 3]
     assert scores[-1][1] == pytest.approx(results["scores"]["biou"])

@@ -83,7 +83,7 @@ def test_interrupted_run_resumes_with_the_missing_rows_only(tmp_path):
 def test_row_under_way_goes_on_from_its_checkpoint(tmp_path):
     data, folder = TINY.data(), RunFolder(tmp_path / "run", TINY)
 
-    def stop(step, loss, rate):
+    def stop(step, *_):
         if step == 1:
             signal.raise_signal(signal.SIGINT)
 
@@ -91,7 +91,7 @@ def test_row_under_way_goes_on_from_its_checkpoint(tmp_path):
         compare(TINY, data, ["fade"], [0], folder, on_step=stop)
     assert folder.checkpoint_path("fade", 0).exists()
     steps = []
-    (resumed,) = compare(TINY, data, ["fade"], [0], folder, on_step=lambda step, loss, rate: steps.append(step))
+    (resumed,) = compare(TINY, data, ["fade"], [0], folder, on_step=lambda step, *_: steps.append(step))
     assert steps == [1, 2]  # the first is the state it came back with
     (whole,) = compare(TINY, data, ["fade"], [0], RunFolder(tmp_path / "other", TINY))
     assert np.array_equal(resumed.statistics["psnr"], whole.statistics["psnr"])

@@ -32,7 +32,7 @@ def assert_same(a, b):
 
 
 def stop_after(steps, number=signal.SIGINT):
-    def on_step(step, loss, rate):
+    def on_step(step, *_):
         if step == steps:
             signal.raise_signal(number)
 
@@ -62,6 +62,37 @@ def test_diverged_training_says_where():
         train(recipe, "bilinear", recipe.data(), seed=0)
 
 
+def test_the_gradients_norm_is_that_of_all_parameters():
+    recipe, seen = replace(TOY, dropout=0, noise=0, norm=False), []
+    data = recipe.data()
+    trained = train(recipe, "nearest", data, seed=0, on_step=lambda step, loss, rate, norm: seen.append(norm))
+    torch.manual_seed(0)
+    model = recipe.model("nearest")
+    (keys,) = list(Batches(len(data.train), recipe.batch_size, 0, 1))
+    inputs, targets = (torch.stack(part) for part in zip(*(data.train[key[1]] for key in keys), strict=True))
+    recipe.loss(model(inputs), targets).backward()
+    norm = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
+    assert trained.gradient_norms[0] == pytest.approx(float(norm), rel=1e-5)
+    assert len(seen) == 12
+    assert np.allclose(seen, trained.gradient_norms)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_before_it_is_applied(tmp_path):
+    class Kink(Toy):
+        calls = 0
+
+        def loss(self, output, target):
+            type(self).calls += 1
+            loss = super().loss(output, target)
+            return loss + (output - output.detach()).abs().sqrt().sum() if self.calls == 6 else loss
+
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(Diverged, match=r"the gradient's norm must be finite, got nan with 'nearest', seed 0, epoch 2"):
+        train(Kink(), "nearest", TOY.data(), seed=0, checkpoint=path, setting=Setting(checkpoint_seconds=0))
+    resumed = train(Kink(), "nearest", TOY.data(), seed=0, checkpoint=path)
+    assert_same(weights(resumed.model), weights(train(TOY, "nearest", TOY.data(), seed=0).model))
+
+
 def test_prediction_does_not_depend_on_how_inputs_are_batched():
     data = TINY.data()
     model = train(TINY, "fade", data, seed=0).model
@@ -86,11 +117,12 @@ def test_interrupted_training_goes_on_to_the_same_bits(tmp_path, steps, number):
         recipe.data(),
         seed=3,
         checkpoint=path,
-        on_step=lambda step, loss, rate: seen.append((step, rate)),
+        on_step=lambda step, loss, rate, norm: seen.append((step, rate)),
     )
     assert [step for step, _ in seen] == list(range(steps, 13))
     assert_same(weights(resumed.model), weights(whole.model))
     assert np.array_equal(resumed.losses, whole.losses)
+    assert np.array_equal(resumed.gradient_norms, whole.gradient_norms)
     assert signal.getsignal(number) is handler
 
 
@@ -225,7 +257,7 @@ def test_moving_average_is_what_is_returned():
     last = weights(train(recipe, "nearest", recipe.data(), seed=0).model)
     steps = {}
 
-    def keep(step, loss, rate):
+    def keep(step, loss, *_):
         steps[step] = loss
 
     mean = weights(train(replace(recipe, ema=0.5), "nearest", recipe.data(), seed=0, on_step=keep).model)

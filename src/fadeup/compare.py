@@ -171,7 +171,7 @@ def run_row(
     setting: Setting | None = None,
     checkpoint: Path | None = None,
     weights: Path | None = None,
-    on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
+    on_step: Callable[[int, float, float, float], None] = lambda step, loss, rate, gradient_norm: None,
 ) -> TrainedRow:
     """Train and score one upsampler with one seed; the score is the last epoch's, never the best on the test data.
 
@@ -229,7 +229,7 @@ def compare(
     keep_weights: bool = False,
     on_row: Callable[[TrainedRow, bool], None] = lambda row, resumed: None,
     on_start: Callable[[str, int, int], None] = lambda upsampler, seed, steps: None,
-    on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
+    on_step: Callable[[int, float, float, float], None] = lambda step, loss, rate, gradient_norm: None,
 ) -> list[TrainedRow]:
     """Train every upsampler with every seed, seed by seed, taking finished rows from the folder.
 

@@ -163,5 +163,5 @@ def _train_rows(
             keep_weights=arguments.weights,
             on_row=on_row,
             on_start=on_start,
-            on_step=lambda step, loss, rate: progress.update(bar, completed=finished * length + step),
+            on_step=lambda step, *_: progress.update(bar, completed=finished * length + step),
         )

@@ -233,7 +233,7 @@ class Watch:
         if self.writer is not None:
             self.writer.close()
 
-    def on_step(self, step: int, loss: float, rate: float) -> None:
+    def on_step(self, step: int, loss: float, rate: float, gradient_norm: float) -> None:
         """As in `fadeup.engine.train`."""
         if self.resumed:  # the state that it came back with, which has been written down
             self.resumed = False
@@ -251,6 +251,7 @@ class Watch:
         if self.writer is not None:
             self.writer.add_scalar("loss", loss, step)
             self.writer.add_scalar("learning rate", rate, step)
+            self.writer.add_scalar("gradient norm", gradient_norm, step)
 
     def on_evaluation(self, step: int, scores: dict[str, float]) -> None:
         """As in `fadeup.engine.train`."""

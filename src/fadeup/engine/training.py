@@ -31,7 +31,7 @@ from fadeup.recipes.recipe import PRECISIONS, Recipe, Split
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer finite."""
+    """The loss or its gradient is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, the loss of each step, and the seconds it took, over all interruptions."""
+    """A network, loss and gradient norm of each step, and the seconds it took, over all interruptions."""
 
     model: nn.Module
     losses: np.ndarray
+    gradient_norms: np.ndarray
+    """Euclidean, over all parameters; not finite in float16's steps whose scale was too large, which change nothing."""
     seconds: float
 
 
@@ -77,7 +79,7 @@ def train(
     seed: int,
     setting: Setting | None = None,
     checkpoint: Path | None = None,
-    on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
+    on_step: Callable[[int, float, float, float], None] = lambda step, loss, rate, gradient_norm: None,
     on_evaluation: Callable[[int, dict[str, float]], None] = lambda step, scores: None,
 ) -> Trained:
     """Train the recipe's network from its start, or go on from its checkpoint.
@@ -96,12 +98,12 @@ def train(
         seed: Of weights, order, augmentation and dropout; 0 or more.
         setting: How to train.
         checkpoint: File to keep the state in; where it exists, training goes on from it.
-        on_step: Called on the main process after each step with the number of finished steps, loss and learning rate;
-            also once at the start of a resumed training, with the last loss.
+        on_step: Called on the main process after each step with the number of finished steps, its loss, the next
+            learning rate and the gradient's norm; also once at the start of a resumed training, with the last ones.
         on_evaluation: Called on the main process with the number of finished steps and the score of each metric.
 
     Raises:
-        Diverged: The loss is not finite.
+        Diverged: The loss or its gradient is not finite; the checkpoint is of a step before that.
         ValueError: The checkpoint is damaged or of another training; the seed is negative; a snapshot's layer is
             unknown.
         OSError: The checkpoint cannot be written; the last one is kept.
@@ -110,7 +112,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         training.load(load_checkpoint(checkpoint, training.identity))
         if training.main and training.losses:
-            on_step(training.steps_done, training.losses[-1], training.rate)
+            on_step(*training.progress())
 
     def save() -> None:
         if checkpoint is not None and training.main:
@@ -121,7 +123,7 @@ def train(
         for inputs, targets in training.batches():
             stopping = training.step(inputs, targets, stop.is_set())
             if training.main:
-                on_step(training.steps_done, training.losses[-1], training.rate)
+                on_step(*training.progress())
             if training.evaluates():
                 scores = training.scores()
                 if training.main:
@@ -133,7 +135,8 @@ def train(
                 save()
                 saved = time.monotonic()
     save()
-    return Trained(training.finish(), np.array(training.losses, np.float32), training.seconds)
+    losses, norms = (np.array(values, np.float32) for values in (training.losses, training.gradient_norms))
+    return Trained(training.finish(), losses, norms, training.seconds)
 
 
 class Training:
@@ -151,6 +154,7 @@ class Training:
         self.main, self.alone = self.accelerator.is_main_process, self.accelerator.num_processes == 1
         self.steps_done, self.seconds = 0, 0.0
         self.losses: list[float] = []
+        self.gradient_norms: list[float] = []
         self.identity = {"task": recipe.task, **asdict(recipe), "upsampler": upsampler, "seed": seed}
         self.total = recipe.steps(data)
         torch.manual_seed(seed)
@@ -167,6 +171,10 @@ class Training:
     def rate(self) -> float:
         """The learning rate of the first group of parameters."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def progress(self) -> tuple[int, float, float, float]:
+        """Finished steps, the last one's loss, the next learning rate and the last gradient's norm."""
+        return self.steps_done, self.losses[-1], self.rate, self.gradient_norms[-1]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the batches that are left."""
@@ -198,13 +206,17 @@ class Training:
                 accelerator.backward(loss if weight == 1 else loss * weight)
         (value,) = self._sum([value])
         if not math.isfinite(value):
-            raise Diverged(self._divergence(value))
+            raise Diverged(self._divergence("loss", value))
+        norm = self._gradient_norm()
+        if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler passes such a step over
+            raise Diverged(self._divergence("the gradient's norm", norm))
         self.optimizer.step()
         if not getattr(self.optimizer, "step_was_skipped", False):  # float16, when its scale was too large
             self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.losses.append(value)
+        self.gradient_norms.append(norm)
         self.steps_done += 1
         self.seconds += time.perf_counter() - started
         if self.main and self.steps_done in self.setting.snapshot_steps:
@@ -241,6 +253,7 @@ class Training:
             "steps_done": self.steps_done,
             "seconds": self.seconds,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "gradient_norms": torch.tensor(self.gradient_norms, dtype=torch.float64),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -258,6 +271,8 @@ class Training:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.steps_done, self.seconds, self.losses = state["steps_done"], state["seconds"], state["losses"].tolist()
+        unknown = torch.full((self.steps_done,), math.nan)  # an older checkpoint keeps none
+        self.gradient_norms = state.get("gradient_norms", unknown).tolist()
 
     def _sum(self, values: list[float]) -> list[float]:
         """Sums over processes, in one exchange."""
@@ -267,11 +282,17 @@ class Training:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def _divergence(self, value: float) -> str:
+    def _gradient_norm(self) -> float:
+        """Of the whole gradient, which processes have summed by now, without a scaler's factor."""
+        gradients = [x.grad for x in self.network.parameters() if x.grad is not None]
+        scaler = self.accelerator.scaler
+        return float(nn.utils.get_total_norm(gradients)) / (1.0 if scaler is None else scaler.get_scale())
+
+    def _divergence(self, name: str, value: float) -> str:
         per_epoch = math.ceil(len(self.data.train) / self.recipe.batch_size)  # type: ignore[arg-type]
         epoch, step = divmod(self.steps_done, per_epoch)
         return (
-            f"loss must be finite, got {value} with {self.upsampler!r}, seed {self.seed}, epoch {epoch + 1}, "
+            f"{name} must be finite, got {value} with {self.upsampler!r}, seed {self.seed}, epoch {epoch + 1}, "
             f"step {step + 1}; lower the learning rate"
         )
 
