@@ -65,7 +65,7 @@ def read(path):
 
 def test_a_photograph_and_its_trimap(model, place, capsys):
     assert predict("photos/a.jpg", "--trimap", "trimaps/a.png", "--model", model) == 0
-    assert [path.name for path in (place / "predictions").iterdir()] == ["a.alpha.png"]
+    assert [path.name for path in (place / "predictions").glob("[!.]*")] == ["a.alpha.png"]
     photo, trimap = read_photo("photos/a.jpg"), read_guide("trimaps/a.png", SIZE[::-1])
     matter = load_matter(model.parent)
     expected = matte_photo(matter.network, photo, trimap, matter.mean, matter.std)
@@ -89,7 +89,7 @@ def test_a_folder_with_masks_tiles_cut_outs_and_a_background(model, place, capsy
         for kind, expected in kinds.items():
             with Image.open(place / "out" / f"{name}.{kind}.png") as image:
                 assert (image.mode, image.size) == expected
-    assert len(list((place / "out").iterdir())) == 6
+    assert len(list((place / "out").glob("[!.]*"))) == 6
     assert read("out/a.composite.png")[0, 0].tolist() == [0, 255, 0]
     assert (read("out/a.alpha.png") > 0).sum() < 33 * 38 + 1
     said = capsys.readouterr()
@@ -105,7 +105,7 @@ def test_earlier_results_are_no_photographs(model, place):
     command = ["photos", "--trimap", "trimaps", "--model", model, "--out", "photos"]
     assert predict(*command) == 0
     assert predict(*command, "--overwrite") == 0
-    assert sorted(path.name for path in (place / "photos").iterdir()) == [
+    assert sorted(path.name for path in (place / "photos").glob("[!.]*")) == [
         "a.alpha.png",
         "a.jpg",
         "b.alpha.png",

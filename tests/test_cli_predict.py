@@ -76,7 +76,7 @@ def photos(tmp_path):
 
 def sizes(folder):
     found = {}
-    for path in folder.iterdir():
+    for path in folder.glob("[!.]*"):
         with Image.open(path) as image:
             found[path.name] = (image.mode, image.size)
     return found
@@ -120,7 +120,7 @@ def test_labels_are_those_of_the_network(model, photos, tmp_path, resize):
 def test_default_folder(model, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["predict", "segment", str(photos / "dot.png"), "--model", str(model)]) == 0
-    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == ["dot.label.png", "dot.overlay.png"]
+    assert sorted(path.name for path in (tmp_path / "predictions").glob("[!.]*")) == ["dot.label.png", "dot.overlay.png"]
 
 
 def test_segformer_of_hugging_face(hugging_face, photos, tmp_path, capsys):

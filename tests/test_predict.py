@@ -211,7 +211,7 @@ def test_photos_become_labels_and_overlays(tmp_path):
     results = run(find_photos([tmp_path / "in"]), tmp_path / "new" / "out", on_photo=reported.append)
     assert results == reported
     assert [result.photo.name for result in results] == ["a.png", "b.jpg"]
-    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "new" / "out").glob("[!.]*")) == [
         "a.label.png", "a.overlay.png", "b.label.png", "b.overlay.png",
     ]  # fmt: skip
     expected = segment_photo(Brightest(), photo, to_even)
@@ -244,7 +244,7 @@ def test_a_broken_photo_is_reported_and_the_others_go_on(tmp_path):
     assert "cut.png" in results[1].error
     assert "gone.png" in results[2].error
     assert results[1].shares == {}
-    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.stem for path in (tmp_path / "out").glob("[!.]*")) == [
         "a.label",
         "a.overlay",
         "z.label",
@@ -311,7 +311,7 @@ def test_a_full_disk_names_the_file_and_keeps_what_was_finished(tmp_path, monkey
     monkeypatch.setattr(files, "write", limited)
     with pytest.raises(OSError, match=r"b.label.png must be a file that can be written, got .*No space left"):
         run(photos, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.label.png", "a.overlay.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["a.label.png", "a.overlay.png"]
 
 
 def test_classes_and_palette_belong_together(tmp_path):

@@ -341,7 +341,7 @@ def test_mattes_cut_outs_and_composites_are_written(pair, tmp_path, no_pymatting
     results = run(*pair, tmp_path / "new" / "out", cutout=True, background="#ff0000", on_photo=reported.append)
     assert results == reported
     names = [f"{photo}.{kind}.png" for photo in "ab" for kind in ("alpha", "composite", "cutout")]
-    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "new" / "out").glob("[!.]*")) == names
     assert no_pymatting == [(20, 60, 3), (31, 45, 3)]  # once for both pictures
     photo, trimap = read_photo(pair[0][0]), torch.from_numpy(read(pair[1][0]))
     alpha = matte_photo(Local(), photo, trimap, **ONE).numpy()
@@ -357,7 +357,7 @@ def test_mattes_cut_outs_and_composites_are_written(pair, tmp_path, no_pymatting
 def test_mattes_alone_need_no_pymatting(pair, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pymatting", None)
     results = run(*pair, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.alpha.png", "b.alpha.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["a.alpha.png", "b.alpha.png"]
     assert (results[0].cutout, results[0].composite) == (None, None)
     for asked in ({"cutout": True}, {"background": "#000000"}):
         with pytest.raises(ModuleNotFoundError, match="pymatting must be installed for 'cut-outs and composites'"):
@@ -387,7 +387,7 @@ def test_a_broken_photo_is_reported_and_the_others_go_on(pair, tmp_path):
     assert f"{other}: " in results[1].error
     assert "known.png must have unknown pixels" in results[1].error
     assert f"{trimaps[1]} must be 20 x 60 like its photo, got 31 x 45" in results[2].error
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "out").glob("[!.]*")) == []
     results = run([*photos, cut], [*trimaps, trimaps[0]], tmp_path / "out")
     assert [bool(result.error) for result in results] == [False, False, True]
 
@@ -432,7 +432,7 @@ def test_a_full_disk_names_the_file_and_keeps_what_was_finished(pair, tmp_path, 
     monkeypatch.setattr(files, "write", limited)
     with pytest.raises(OSError, match=r"b.alpha.png must be a file that can be written, got .*No space left"):
         run(*pair, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.alpha.png"]
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["a.alpha.png"]
 
 
 def test_a_trimap_for_each_photo(pair, tmp_path):

@@ -25,7 +25,8 @@ def add(commands: Any) -> None:
         help="score a trained network over a data set",
         description="Scores a network over the test pictures of a data set: mIoU and boundary IoU with a line for each "
         "class, or the metrics of its task. For matting, --out keeps each picture's alpha as a PNG and its scores in "
-        "scores.csv. Under torchrun the processes share the pictures.",
+        "scores.csv. With --out or --json an evaluation that was interrupted goes on by --resume. Under torchrun the "
+        "processes share the pictures.",
     )
     parser.add_argument(
         "model", metavar="MODEL", help="run or shared folder, .safetensors, or a SegFormer of Hugging Face"
@@ -36,7 +37,11 @@ def add(commands: Any) -> None:
     add_machine_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write alphas and scores of each picture (matting)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier evaluation has left there")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--overwrite", action="store_true", help="replace what an earlier evaluation has left there")
+    again.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted evaluation that had --out or --json"
+    )
     parser.set_defaults(run=evaluate)
 
 
@@ -45,14 +50,21 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fadeup.bench import environment
+    from fadeup.checkpoint import write
 
     check_device(arguments.device)
     if arguments.json and not arguments.json.parent.is_dir():
         raise ValueError(f"--json must be in a folder that exists, got {arguments.json}")
+    if arguments.resume and not (arguments.out or arguments.json):
+        raise ValueError(
+            "--resume must be given with --out or --json, beside which pictures' scores are kept, got none"
+        )
     device = processes.join(arguments.device)
     recipe, network = _load(arguments, device)
     samples = recipe.test()
-    kept = Written(arguments.out, recipe, samples, arguments.overwrite) if arguments.out else None
+    kept = Kept(arguments, recipe, network, samples) if arguments.out or arguments.json else None
+    if kept:
+        arguments.hint = "; the same command with --resume goes on"
     console = Console(quiet=not processes.is_main())
     scores, classes = score(recipe, network, samples, device, arguments.workers, console, kept)
     count = len(samples)
@@ -62,7 +74,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.json and processes.is_main():
         result = {"model": arguments.model, "data": recipe.task, "config": asdict(recipe), "images": count}
         result |= {"scores": scores, "classes": classes, "environment": environment()}
-        save(arguments.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+        save(arguments.json, lambda path: write(path, (json.dumps(result, indent=2) + "\n").encode()))
     processes.leave()
 
 
@@ -120,49 +132,91 @@ def _on_data(held: Any, task: str | None, model: str, given: dict[str, Any]) -> 
     return replace(kind(), **own | given)
 
 
-class Written:
-    """Alphas and scores of single pictures in a folder, for `fadeup eval --out`.
+class Kept:
+    """What `fadeup eval` keeps of single pictures: their statistics, and in a folder alphas and `scores.csv`.
+
+    Statistics go into a journal as they are made, by which an interrupted evaluation goes on: `.fadeup-eval.jsonl` in
+    the folder, or beside the JSON file.
 
     Args:
-        folder: Made where it is missing.
-        recipe: Of matting.
-        samples: Its test pictures.
-        overwrite: Whether results of an earlier evaluation may be there.
+        arguments: Of the command, with `out` or `json`.
+        recipe: Of matting where there is a folder.
+        network: Whose pictures they are.
+        samples: The test pictures.
 
     Raises:
-        ValueError: The recipe is of another task, or the folder holds results.
+        ValueError: The recipe is of another task, the folder holds results and neither `overwrite` nor `resume` is set,
+            or those to resume are of another evaluation.
+        OSError: The place cannot be written.
     """
 
-    def __init__(self, folder: Path, recipe: Any, samples: Any, overwrite: bool):
+    def __init__(self, arguments: argparse.Namespace, recipe: Any, network: Any, samples: Any):
         from fadeup.recipes import Matting
 
-        if not isinstance(recipe, Matting):
-            raise ValueError(f"--out must be left out for {recipe.task}, got {folder}; fadeup predict writes pictures")
+        self.folder, self.recipe, self.count = arguments.out, recipe, len(samples)
+        if self.folder and not isinstance(recipe, Matting):
+            raise ValueError(
+                f"--out must be left out for {recipe.task}, got {self.folder}; fadeup predict writes pictures"
+            )
         indices = getattr(samples, "indices", range(len(samples)))
-        self.names = [getattr(samples, "dataset", samples).names[index] for index in indices]
-        self.folder, self.recipe = folder, recipe
-        there = [name for name in ("scores.csv", *(f"{name}.png" for name in self.names)) if (folder / name).exists()]
-        if there and not overwrite:
+        self.names = [getattr(samples, "dataset", samples).names[index] for index in indices] if self.folder else []
+        self.journal = processes.on_main(lambda: self._opened(arguments, network))
+
+    def _opened(self, arguments: argparse.Namespace, network: Any) -> Any:
+        """The journal, with the place checked and swept; by one process for all, before any writes there."""
+        import fadeup
+        from fadeup.journal import Journal, network_digest, sweep
+
+        folder, resume = self.folder, arguments.resume
+        path = folder / ".fadeup-eval.jsonl" if folder else arguments.json.with_name(f".{arguments.json.name}.jsonl")
+        results = ["scores.csv", *(f"{name}.png" for name in self.names)] if folder else []
+        there = [name for name in results if (folder / name).exists()]
+        if there and not arguments.overwrite and not (resume and path.exists()):
             raise ValueError(
                 f"{folder} must not hold these pictures' results, got {there[0]} and {len(there) - 1} more; use "
                 "--overwrite or another folder"
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        identity = {"fadeup": fadeup.__version__, "task": self.recipe.task, **asdict(self.recipe)}
+        identity |= {"network_digest": network_digest(network), "pictures": self.count}
+        journal = Journal(path, identity, resume=resume)
+        for place in {path.parent, *((folder / name).parent for name in results)}:
+            sweep(place, {path.name, *(Path(name).name for name in results)})
+        written(path, lambda path: journal.begin(map(str, range(self.count))))
+        return journal
+
+    def finished(self) -> dict[int, dict[str, Any]]:
+        """Statistics of the pictures that need not be scored again."""
+        import numpy as np
+
+        return {
+            int(index): {name: np.array(values) for name, values in told.items()}
+            for index, told in self.journal.entries.items()
+            if told and (not self.folder or (self.folder / f"{self.names[int(index)]}.png").exists())
+        }
 
     def alpha(self, index: int, prediction: Any) -> None:
         """Write a picture's alpha."""
         from fadeup.checkpoint import write
         from fadeup.data.matting import png
 
+        if not self.folder:
+            return
         path = self.folder / f"{self.names[index]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         content = png(self.recipe.stored(prediction))
         written(path, lambda file: write(file, content))
 
+    def statistics(self, index: int, statistics: dict[str, Any]) -> None:
+        """Note a picture as finished."""
+        told = {name: values.tolist() for name, values in statistics.items()}
+        written(self.journal.path, lambda path: self.journal.add(str(index), told, processes.rank()))
+
     def scores(self, statistics: dict[str, Any]) -> None:
         """Write `scores.csv`, a line for each picture."""
         from fadeup.checkpoint import write
 
+        if not self.folder:
+            return
         names = [metric.name for metric in self.recipe.metrics]
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
@@ -179,7 +233,7 @@ def score(
     device: Any,
     workers: int,
     console: Any,
-    kept: Written | None = None,
+    kept: Kept | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The score of each metric, and of each class where there are classes; a progress bar meanwhile.
 
@@ -190,6 +244,9 @@ def score(
     from fadeup.engine import evaluate
     from fadeup.recipes import Segmentation
 
+    keeping: dict[str, Any] = {}
+    if kept:
+        keeping = {"on_prediction": kept.alpha, "on_statistics": kept.statistics, "finished": kept.finished()}
     mine = -(-len(samples) // processes.count())
     with progress_bar(console, MofNCompleteColumn()) as progress:
         bar = progress.add_task("scoring", total=mine)
@@ -200,7 +257,7 @@ def score(
             device=device,
             workers=workers,
             on_samples=lambda n: progress.advance(bar, n),
-            on_prediction=kept.alpha if kept else lambda index, prediction: None,
+            **keeping,
         )
     if kept and processes.is_main():
         kept.scores(statistics)

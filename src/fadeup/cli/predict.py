@@ -90,7 +90,9 @@ def _add_shared(parser: argparse.ArgumentParser, model: str) -> None:
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, or folders of them")
     parser.add_argument("--model", metavar="MODEL", help=model)
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder (default: predictions)")
-    parser.add_argument("--overwrite", action="store_true", help="replace results of an earlier run")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--overwrite", action="store_true", help="replace results of an earlier run")
+    again.add_argument("--resume", action="store_true", help="go on with an interrupted run: finished photographs stay")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
 
 
@@ -113,6 +115,7 @@ def segment_all(arguments: argparse.Namespace) -> int:
             classes=segmenter.classes,
             opacity=arguments.opacity,
             overwrite=arguments.overwrite,
+            resume=arguments.resume,
             device=arguments.device,
             on_photo=on_photo,
         )
@@ -145,6 +148,7 @@ def matte_all(arguments: argparse.Namespace) -> int:
             tile=arguments.tile,
             overlap=arguments.overlap,
             overwrite=arguments.overwrite,
+            resume=arguments.resume,
             device=arguments.device,
             on_photo=on_photo,
         )
@@ -163,7 +167,7 @@ def _run(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn
 
-    arguments.hint = f"; what is finished is in {arguments.out}"
+    arguments.hint = f"; what is finished is in {arguments.out}: the same command with --resume goes on"
     console = Console()
     with progress_bar(console, MofNCompleteColumn()) as progress:
         bar = progress.add_task(words[0], total=count)
@@ -172,7 +176,7 @@ def _run(
             if result.error:
                 print(f"failed: {result.error}", file=sys.stderr)
             else:
-                told = f"{result.photo}: {summary(result)}"
+                told = f"{result.photo}: {summary(result)}" + (" (was there)" if result.resumed else "")
                 console.print(told, markup=False, highlight=False, soft_wrap=True)
             progress.advance(bar)
 

@@ -15,6 +15,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Which of them this one is."""
+    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+
+
 def is_main() -> bool:
     """Whether this process speaks and writes for all."""
     return count() == 1 or os.environ.get("RANK") == "0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ def evaluate(
     workers: int = 0,
     on_samples: Callable[[int], None] = lambda count: None,
     on_prediction: Callable[[int, Tensor], None] = lambda index, prediction: None,
+    on_statistics: Callable[[int, dict[str, np.ndarray]], None] = lambda index, statistics: None,
+    finished: Mapping[int, dict[str, np.ndarray]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Statistics of every sample, per metric `(samples, k)`, for `Metric.reduce` of their mean.
 
@@ -39,6 +41,9 @@ def evaluate(
         workers: Processes that load; 0 loads in this one.
         on_samples: Called with the number of samples after each batch.
         on_prediction: Called with each sample's index and finished prediction, each on the process that made it.
+        on_statistics: Called after that with each sample's index and statistics, per metric `(k,)`.
+        finished: What `on_statistics` was called with in an evaluation that was interrupted, by index. Batches of which
+            all is finished are passed over; others are made whole again, for a network rounds by the size of its batch.
 
     Raises:
         ValueError: There are no samples.
@@ -49,15 +54,20 @@ def evaluate(
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = list(range(rank, count, world))
     batches = [mine[start : start + recipe.test_batch] for start in range(0, len(mine), recipe.test_batch)]
-    loader = DataLoader(Prepared(samples, recipe.prepare), batch_sampler=batches, num_workers=workers)
-    parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
+    held = finished or {}
+    done = [index for batch in batches if held.keys() >= {*batch} for index in batch]
+    left = [batch for batch in batches if not held.keys() >= {*batch}]
+    loader = DataLoader(Prepared(samples, recipe.prepare), batch_sampler=left, num_workers=workers)
+    parts = [([index], {name: values[None] for name, values in held[index].items()}) for index in done]
+    on_samples(len(done))
     with evaluating(model):
-        for indices, (inputs, target) in zip(batches, loader, strict=True):
+        for indices, (inputs, target) in zip(left, loader, strict=True):
             prediction = _finished(recipe, model, inputs, target, device)
             statistics = recipe.statistics(prediction, target)
-            for index, one in zip(indices, prediction, strict=True):
-                on_prediction(index, one)
             parts.append((indices, {name: values.double().numpy() for name, values in statistics.items()}))
+            for place, (index, one) in enumerate(zip(indices, prediction, strict=True)):
+                on_prediction(index, one)
+                on_statistics(index, {name: values[place] for name, values in parts[-1][1].items()})
             on_samples(len(indices))
     if world > 1:
         gathered: list[Any] = [None] * world

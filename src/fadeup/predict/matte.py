@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +17,11 @@ from torch import Tensor, nn
 
 from fadeup.data.labelled import read_photo
 from fadeup.data.matting import UNKNOWN, compose, png, read_alpha, read_trimap, trimap_from_mask
+from fadeup.journal import network_digest
 from fadeup.models.weights import needed
 from fadeup.plug.trace import evaluating
 from fadeup.predict.cutout import COLORS, covering, foreground_colors, read_background
-from fadeup.predict.photos import MATTES, check_photo, failure, plan, write_result
+from fadeup.predict.photos import MATTES, Results, check_photo, short_digest
 from fadeup.predict.trained import load_trained, weights_file
 from fadeup.recipes import Matting
 from fadeup.recipes.matting import MULTIPLE, network_input, reflected, with_known
@@ -60,6 +63,8 @@ class MatteResult:
     """Part of the photo that the trimap left to the network."""
     error: str = ""
     """Why there are no results; empty where there are."""
+    resumed: bool = False
+    """Whether they were there from an interrupted run."""
 
 
 def load_matter(model: str | Path, device: str | torch.device = "cpu") -> Matter:
@@ -213,6 +218,7 @@ def matte_photos(
     tile: int = 0,
     overlap: int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     device: str | torch.device = "cpu",
     on_photo: Callable[[MatteResult], None] = lambda result: None,
 ) -> list[MatteResult]:
@@ -233,6 +239,8 @@ def matte_photos(
         tile: As in `matte_photo`.
         overlap: As in `matte_photo`.
         overwrite: Replace results of an earlier run.
+        resume: Pass over photos that an interrupted run of the same model and options has finished, and that have not
+            changed since, nor have their trimaps.
         device: Where the network is.
         on_photo: Called with each result as soon as it is there.
 
@@ -240,8 +248,9 @@ def matte_photos(
         A result for each photo, in their order.
 
     Raises:
-        ValueError: Two photos have one stem, there is not a trimap for each, results are there and `overwrite` is not
-            set, or background, tile or overlap do not fit; nothing has been written then.
+        ValueError: Two photos have one stem, there is not a trimap for each, results are there and neither `overwrite`
+            nor `resume` is set, or background, tile or overlap do not fit; to resume, results are there of another
+            model, of other options, of another version or of an unknown run. Nothing has been written then.
         FileNotFoundError: There is no such background.
         ModuleNotFoundError: pymatting is missing, and colours are asked for.
         OSError: A result cannot be written; the message names it.
@@ -250,32 +259,35 @@ def matte_photos(
     if len(files) != len(guides):
         raise ValueError(f"trimaps must be {len(files)}, one for each photo, got {len(guides)}")
     endings = [ending for ending, asked in zip(MATTES, (True, cutout, background), strict=True) if asked]
-    planned = plan(files, Path(out), endings, overwrite, guides)
     if tile:
         check_tile(matter.network, tile, overlap)
     behind = None if background is None else read_background(background)
     if len(endings) > 1:
         needed("pymatting", COLORS)
-    Path(out).mkdir(parents=True, exist_ok=True)
+    identity = {"network": network_digest(matter.network), "mean": list(matter.mean), "std": list(matter.std)}
+    identity |= {"masks": masks, "width": width, "cutout": cutout, "tile": tile, "overlap": overlap}
+    identity |= {"background": None if behind is None else short_digest(behind.numpy().tobytes())}
+    kept = Results(
+        files, Path(out), endings, kind="matte", identity=identity, overwrite=overwrite, resume=resume, guides=guides
+    )
+
+    def predict(photo: Path, guide: Path) -> tuple[list[bytes], dict[str, Any]]:
+        pixels = read_photo(photo)
+        trimap = read_guide(guide, (pixels.shape[1], pixels.shape[2]), mask=masks, width=width)
+        alpha = matte_photo(
+            matter.network, pixels, trimap, matter.mean, matter.std, tile=tile, overlap=overlap, device=device
+        )
+        covered, unknown = float(alpha.float().mean() / 255), float((trimap == UNKNOWN).float().mean())
+        pictures = _pictures(pixels, alpha, cutout, behind)
+        return [png(picture) for picture in pictures], {"covered": covered, "unknown": unknown}
+
     results = []
-    for photo, guide, targets in zip(files, guides, planned, strict=True):
-        covered, unknown, error = 0.0, 0.0, ""
+    for index, (photo, guide, targets) in enumerate(zip(files, guides, kept.planned, strict=True)):
+        told, error = kept.make(index, partial(predict, photo, guide))
         named = dict(zip(endings, targets, strict=True))
-        try:
-            pixels = read_photo(photo)
-            trimap = read_guide(guide, (pixels.shape[1], pixels.shape[2]), mask=masks, width=width)
-            alpha = matte_photo(
-                matter.network, pixels, trimap, matter.mean, matter.std, tile=tile, overlap=overlap, device=device
-            )
-            pictures = _pictures(pixels, alpha, cutout, behind)
-        except (ValueError, OSError, RuntimeError, MemoryError) as problem:
-            error = failure(photo, problem)
-        else:
-            for target, picture in zip(targets, pictures, strict=True):
-                write_result(target, png(picture))
-            covered, unknown = float(alpha.float().mean() / 255), float((trimap == UNKNOWN).float().mean())
         others = named.get(MATTES[1]), named.get(MATTES[2])
-        results.append(MatteResult(photo, targets[0], *others, covered, unknown, error))
+        parts = told.get("covered", 0.0), told.get("unknown", 0.0)
+        results.append(MatteResult(photo, targets[0], *others, *parts, error, bool(told.get("resumed"))))
         on_photo(results[-1])
     return results
 

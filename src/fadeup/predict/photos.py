@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+import fadeup
 from fadeup.checkpoint import write
 from fadeup.data.labelled import SUFFIXES
+from fadeup.journal import Journal, sweep
 
 LABELS = (".label.png", ".overlay.png")
 MATTES = (".alpha.png", ".cutout.png", ".composite.png")
@@ -109,6 +113,101 @@ def plan(
             "set overwrite or choose another folder"
         )
     return planned
+
+
+class Results:
+    """The results of photos in a folder, and the journal by which an interrupted prediction goes on.
+
+    Args:
+        photos: Files.
+        out: Folder for the results, made where it is missing.
+        endings: Of the results' names.
+        kind: Of the prediction; the journal is `.fadeup-<kind>.jsonl`.
+        identity: What the results depend on besides the photos and their guides, as plain data.
+        overwrite: Replace results of an earlier run.
+        resume: Pass over photos whose results were finished by the same `identity` and are there.
+        guides: Trimaps or masks, one for each photo where there are any.
+
+    Raises:
+        ValueError: As `plan` does; or, to resume, results are there that the journal does not know, or that were made
+            with another identity.
+        OSError: The folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[Path],
+        out: Path,
+        endings: Sequence[str],
+        *,
+        kind: str,
+        identity: dict[str, Any],
+        overwrite: bool = False,
+        resume: bool = False,
+        guides: Sequence[Path] = (),
+    ):
+        if overwrite and resume:
+            raise ValueError("resume must be left out with overwrite, which makes all results anew; got both")
+        self.photos, self.guides = photos, guides
+        self.planned = plan(photos, out, endings, overwrite or resume, guides)
+        identity = {"fadeup": fadeup.__version__} | identity
+        self.journal = Journal(out / f".fadeup-{kind}.jsonl", identity, resume=resume)
+        if resume:
+            self._check_known(out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            sweep(out, {target.name for group in self.planned for target in group} | {self.journal.path.name})
+            self.journal.begin(photo.stem for photo in photos)
+        except OSError as error:
+            raise OSError(f"{out} must be a folder that can be written, got {error}; choose another") from error
+
+    def _check_known(self, out: Path) -> None:
+        for photo, targets in zip(self.photos, self.planned, strict=True):
+            there = [target.name for target in targets if target.exists()]
+            if there and photo.stem not in self.journal.entries:
+                raise ValueError(
+                    f"{out} must hold results of the same model and options to resume, got {there[0]} of an unknown "
+                    "run; overwrite, or choose another folder"
+                )
+
+    def make(self, index: int, predict: Callable[[], tuple[list[bytes], dict[str, Any]]]) -> tuple[dict[str, Any], str]:
+        """A photo's results: those that are there, or the files that `predict` gives, written and noted.
+
+        Args:
+            index: Of the photo.
+            predict: Gives the files' contents, and what is to be told of the photo, as plain data.
+
+        Returns:
+            What was told, `{"resumed": True}` within it where it was there, and why there are no results.
+
+        Raises:
+            OSError: A result cannot be written; the message names it.
+        """
+        photo, targets, told = self.photos[index], self.planned[index], self.journal.entries[self.photos[index].stem]
+        try:
+            content = _content((photo, *self.guides[index : index + 1]))
+            if told and told["content"] == content and all(target.exists() for target in targets):
+                return told | {"resumed": True}, ""
+            pictures, told = predict()
+        except (ValueError, OSError, RuntimeError, MemoryError) as problem:
+            return {}, failure(photo, problem)
+        for target, picture in zip(targets, pictures, strict=True):
+            write_result(target, picture)
+        try:
+            self.journal.add(photo.stem, {"content": content} | told)
+        except OSError as error:
+            raise OSError(f"{self.journal.path} must be a file that can be written, got {error}") from error
+        return told, ""
+
+
+def _content(files: Sequence[Path]) -> str:
+    """A digest of what is in the files: a date would not do, for clocks jump and copies are dated anew."""
+    return " ".join(short_digest(file.read_bytes()) for file in files if file.is_file())
+
+
+def short_digest(content: bytes) -> str:
+    """What tells one content from another in a journal."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def check_photo(photo: Tensor) -> None:

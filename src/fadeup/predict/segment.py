@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +21,10 @@ from torch import Tensor, nn
 from fadeup.data.labelled import distinct_colours, read_photo
 from fadeup.data.matting import png
 from fadeup.data.transforms import TestTransform
+from fadeup.journal import network_digest
 from fadeup.models import SegFormer
 from fadeup.plug.trace import evaluating
-from fadeup.predict.photos import LABELS, check_photo, failure, plan, write_result
+from fadeup.predict.photos import LABELS, Results, check_photo, short_digest
 from fadeup.predict.trained import load_trained, weights_file
 from fadeup.recipes import Segmentation
 
@@ -41,6 +44,8 @@ class PhotoResult:
     """Part of the photo that each class found in it covers, the largest first; empty where it was not predicted."""
     error: str = ""
     """Why there are no results; empty where there are."""
+    resumed: bool = False
+    """Whether they were there from an interrupted run."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,7 @@ def segment_photos(
     classes: Sequence[str],
     opacity: float = 0.5,
     overwrite: bool = False,
+    resume: bool = False,
     device: str | torch.device = "cpu",
     on_photo: Callable[[PhotoResult], None] = lambda result: None,
 ) -> list[PhotoResult]:
@@ -219,6 +225,8 @@ def segment_photos(
         classes: Names of the classes.
         opacity: Of the colours in the overlay, 0–1.
         overwrite: Replace results of an earlier run.
+        resume: Pass over photos that an interrupted run of the same model and options has finished, and that have not
+            changed since.
         device: Where the model is.
         on_photo: Called with each result as soon as it is there.
 
@@ -226,8 +234,9 @@ def segment_photos(
         A result for each photo, in their order.
 
     Raises:
-        ValueError: Two photos have one stem, results are there and `overwrite` is not set, or the palette does not fit;
-            nothing has been written then.
+        ValueError: Two photos have one stem, results are there and neither `overwrite` nor `resume` is set, or the
+            palette does not fit; to resume, results are there of another model, of other options, of another version or
+            of an unknown run. Nothing has been written then.
         OSError: A result cannot be written; the message names it.
     """
     _check_palette(palette)
@@ -236,24 +245,33 @@ def segment_photos(
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be 0 to 1, got {opacity}")
     files = [Path(photo) for photo in photos]
-    planned = plan(files, Path(out), LABELS, overwrite)
-    Path(out).mkdir(parents=True, exist_ok=True)
+    identity = {"network": network_digest(model), "transform": _transform_digest(transform), "opacity": opacity}
+    identity |= {"classes": short_digest(repr((*classes, palette.tolist())).encode())}
+    kept = Results(files, Path(out), LABELS, kind="segment", identity=identity, overwrite=overwrite, resume=resume)
+
+    def predict(photo: Path) -> tuple[list[bytes], dict[str, Any]]:
+        pixels = read_photo(photo)
+        labels = segment_photo(model, pixels, transform, device=device)
+        picture = overlay(pixels, labels, palette, opacity)
+        pictures = [label_png(labels, palette), png(picture.permute(1, 2, 0).numpy())]
+        return pictures, {"shares": class_shares(labels, classes)}
+
     results = []
-    for photo, (label, coloured) in zip(files, planned, strict=True):
-        shares, error = {}, ""
-        try:
-            pixels = read_photo(photo)
-            labels = segment_photo(model, pixels, transform, device=device)
-            picture = overlay(pixels, labels, palette, opacity)
-        except (ValueError, OSError, RuntimeError, MemoryError) as problem:
-            error = failure(photo, problem)
-        else:
-            write_result(label, label_png(labels, palette))
-            write_result(coloured, png(picture.permute(1, 2, 0).numpy()))
-            shares = class_shares(labels, classes)
-        results.append(PhotoResult(photo, label, coloured, shares, error))
+    for index, (photo, (label, coloured)) in enumerate(zip(files, kept.planned, strict=True)):
+        told, error = kept.make(index, partial(predict, photo))
+        results.append(PhotoResult(photo, label, coloured, told.get("shares", {}), error, bool(told.get("resumed"))))
         on_photo(results[-1])
     return results
+
+
+def _transform_digest(transform: Callable[[Tensor], Tensor]) -> str:
+    """What a transform does, seen by what it makes of a ramp of colours."""
+    ramp = torch.arange(3 * 48 * 64).reshape(3, 48, 64) % 251
+    try:
+        made = transform(ramp.to(torch.uint8)).detach().cpu().float()
+    except (ValueError, RuntimeError) as error:  # one for photos of other sizes
+        return str(error)
+    return short_digest(f"{tuple(made.shape)}".encode() + made.contiguous().numpy().tobytes())
 
 
 def label_png(labels: Tensor, palette: np.ndarray) -> bytes:
