@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +22,11 @@ from PIL import Image
 
 from fadeup.checkpoint import read_about
 from fadeup.cli import main
+from fadeup.data.labelled import read_photo
 from fadeup.demo import EDGE, INSIDE
 from fadeup.demo.studio import Studio, signed, trimap_from_strokes
-from fadeup.demo.worker import Worker
+from fadeup.demo.turns import Full, Replaced, Standing, Turns
+from fadeup.demo.worker import GivenUp, Worker, _serve
 from fadeup.predict import save_trained
 from fadeup.predict.trained import ASSETS
 from fadeup.recipes import ColourReconstruction, Reconstruction
@@ -209,25 +214,239 @@ def test_networks_of_ones_own_are_offered(tmp_path, photos):
         Studio([str(tmp_path / "fade")])
 
 
-def test_a_photograph_that_takes_too_long_ends_the_worker_and_no_more(photos, tmp_path):
-    worker = Worker([], 1_000_000, 0.01)
+@pytest.fixture(scope="module")
+def worker():
+    worker = Worker([], 1_000_000, 60)
+    yield worker
+    worker.close()
+
+
+def test_a_call_that_is_given_up_stops_within_the_network(worker, photos, tmp_path):
+    photo, stop = tmp_path / "photo.png", threading.Event()
+    with Image.open(photos["dandelion"]) as dandelion:
+        dandelion.resize((900, 700)).save(photo)
+    asked = "predict", "reconstruct", "fade", photo
+    worker.call(*asked)  # its network is loaded
+    start = time.monotonic()
+    whole = worker.call(*asked)
+    process, took = worker._process.pid, time.monotonic() - start
+    threading.Timer(0.1 * took, stop.set).start()
+    with pytest.raises(GivenUp):
+        worker.call(*asked, stop=stop)
+    with pytest.raises(GivenUp):  # before it begins
+        worker.call(*asked, stop=stop)
+    assert worker._process.pid == process  # it was not ended
+    assert (worker.call(*asked).result == whole.result).all()  # and no call after it is given up
+
+
+def test_a_photograph_that_takes_too_long_ends_the_worker_and_no_more(worker, photos):
+    assert "segment" in worker.call("choices")
+    worker.seconds = 0.001
+    with pytest.raises(ValueError, match=r"A photograph must be done within 0\.001 s, got longer; take a smaller"):
+        worker.call("predict", "segment", "fade", photos["dandelion"])
+    worker.seconds = 60
+    with pytest.raises(ValueError, match="upsampler must be one of"):
+        worker.call("predict", "segment", "none", photos["dandelion"])
+    with pytest.raises(RuntimeError, match="AttributeError"):
+        worker.call("nothing")
+    worker._process.kill()
+    with pytest.raises(RuntimeError, match="The computing process ended"):
+        worker.call("choices")
+    assert "matte" in worker.call("choices")
+
+
+def test_only_the_number_of_a_call_gives_it_up(monkeypatch):
+    """Within the process: every layer looks, and what was said of an earlier call does not count."""
+    given_up, answers = SimpleNamespace(value=0), []
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+
+    class Slow:
+        def __init__(self, *_):
+            pass
+
+        def predict(self, value: int) -> str:
+            network[0].register_forward_hook(lambda *_: setattr(given_up, "value", value))
+            network(torch.zeros(2))
+            return "whole"
+
+    calls = iter([(1, "predict", (1,)), (2, "predict", (1,))])
+
+    def recv():
+        try:
+            return next(calls)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("fadeup.demo.studio.Studio", Slow)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    hooks = dict(torch.nn.modules.module._global_forward_pre_hooks)
     try:
-        worker.seconds = 60
-        assert "segment" in worker.call("choices")
-        worker.seconds = 0.001
-        with pytest.raises(ValueError, match=r"A photograph must be done within 0\.001 s, got longer; take a smaller"):
-            worker.call("predict", "segment", "fade", photos["dandelion"])
-        worker.seconds = 60
-        with pytest.raises(ValueError, match="upsampler must be one of"):
-            worker.call("predict", "segment", "none", photos["dandelion"])
-        with pytest.raises(RuntimeError, match="AttributeError"):
-            worker.call("nothing")
-        worker._process.kill()
-        with pytest.raises(RuntimeError, match="The computing process ended"):
-            worker.call("choices")
-        assert "matte" in worker.call("choices")
+        _serve(SimpleNamespace(send=answers.append, recv=recv), given_up, [], 1)
     finally:
-        worker.close()
+        torch.nn.modules.module._global_forward_pre_hooks.clear()
+        torch.nn.modules.module._global_forward_pre_hooks.update(hooks)
+    assert answers == [("done", None), ("given up", None), ("done", "whole")]
+
+
+def steps(*pauses: float):
+    """Work that pauses so long before each of its steps, and stops when it is told to."""
+
+    def work(stop: threading.Event):
+        for number, pause in enumerate(pauses):
+            if stop.wait(pause):
+                raise GivenUp
+            yield number
+
+    return work
+
+
+async def everything(turns: Turns, visitor: str, kind: str, work) -> list:
+    """What came of a visitor's work, without how things stood meanwhile."""
+    async with aclosing(turns.attend(visitor, kind, work)) as found:
+        return [one async for one in found if not isinstance(one, Standing)]
+
+
+def test_turns_come_in_the_order_of_asking():
+    order = []
+
+    def noted(visitor):
+        def work(stop):
+            order.append(visitor)
+            yield visitor
+
+        return work
+
+    async def visit():
+        turns = Turns(5)
+        asked = [everything(turns, visitor, "compare", noted(visitor)) for visitor in "abcde"]
+        assert await asyncio.gather(*asked) == [[visitor] for visitor in "abcde"]
+        assert not turns._line
+
+    asyncio.run(visit())
+    assert order == list("abcde")
+
+
+def test_who_asks_often_gets_no_more_than_others():
+    """Ten clicks of one visitor, then one of another: the other comes second."""
+    order = []
+
+    async def ask(turns, visitor, number, kind="compare"):
+        def work(stop):
+            order.append((visitor, number))
+            yield from steps(0.05)(stop)
+
+        try:
+            await everything(turns, visitor, kind, work)
+        except Replaced:
+            return "replaced"
+
+    async def visit():
+        turns = Turns(5)
+        clicks = []
+        for number in range(10):
+            clicks.append(asyncio.ensure_future(ask(turns, "often", number)))
+            await asyncio.sleep(0)
+            if number == 4:
+                clicks.append(asyncio.ensure_future(ask(turns, "once", 0)))
+                await asyncio.sleep(0)
+        return await asyncio.gather(*clicks)
+
+    ends = asyncio.run(visit())
+    assert ends.count("replaced") == 9
+    assert [entry for entry in order if entry[1] != 0 or entry[0] == "once"] == [("often", 9), ("once", 0)]
+
+
+def test_who_asks_anew_while_it_is_computed_goes_to_the_end():
+    async def visit():
+        turns = Turns(5)
+        first = turns.join("a", "compare")
+        turns.join("b", "compare")
+        again = turns.join("a", "compare")
+        assert first.replaced
+        assert first.stop.is_set()
+        turns.leave(first)
+        assert [turn.visitor for turn in turns._line] == ["b", "a"]
+        last = turns.join("a", "compare")  # while waiting, the place is kept
+        assert again.replaced
+        turns.join("c", "compare")
+        other = turns.join("a", "kernels")
+        assert [turn.visitor for turn in turns._line] == ["b", "a", "c", "a"]
+        assert not last.replaced
+        assert not other.stop.is_set()
+
+    asyncio.run(visit())
+
+
+def test_one_visitor_too_many_is_refused():
+    turns = Turns(2)
+    turns.join("a", "compare")
+    turns.join("b", "compare")
+    turns.join("b", "kernels")  # no visitor more
+    with pytest.raises(Full, match=r"The page is busy, as many visitors wait as may \(2\); try again in a minute"):
+        turns.join("c", "compare")
+
+
+def test_stop_ends_what_is_computed_and_what_waits():
+    async def visit():
+        turns = Turns(5)
+        asked = [
+            asyncio.ensure_future(everything(turns, *who, steps(30)))
+            for who in (("a", "compare"), ("a", "kernels"), ("b", "compare"))
+        ]
+        await asyncio.sleep(0.1)
+        turns.stop("a")
+        start = time.monotonic()
+        for ended in asked[:2]:
+            with pytest.raises(GivenUp):
+                await ended
+        assert time.monotonic() - start < 10
+        assert [turn.visitor for turn in turns._line] == ["b"]
+        turns.stop("b")
+        with pytest.raises(GivenUp):
+            await asked[2]
+
+    asyncio.run(visit())
+
+
+def test_a_visitor_who_goes_takes_the_work_along():
+    """Closing the handler's generator, as Gradio does when a tab is closed, is noticed by the work within a second."""
+    stopped = threading.Event()
+
+    def work(stop):
+        yield "begun"
+        if stop.wait(30):
+            stopped.set()
+        raise GivenUp
+
+    async def visit():
+        turns = Turns(5)
+        async with aclosing(turns.attend("a", "compare", work)) as found:
+            words = [await anext(found) for _ in range(3)]
+            assert words == [Standing(None), "begun", Standing(None)]
+            async with aclosing(turns.attend("b", "compare", steps(0))) as waiting:
+                assert await anext(waiting) == Standing(1)
+            assert len(turns._line) == 1
+        assert not turns._line
+        assert await asyncio.to_thread(stopped.wait, 10)
+
+    asyncio.run(visit())
+
+
+def test_a_photograph_is_decoded_once(studio, photos, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("fadeup.demo.studio.read_photo", lambda path, **more: read.append(path) or read_photo(path))
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (90, 70), "red").save(photo)
+    for _ in range(2):
+        assert studio.size(photo) == ((70, 90), (70, 90))
+        studio.backdrop(photo)
+    assert len(read) == 1
+    first = studio.predict("segment", "fade", photo).result
+    assert (studio.predict("segment", "fade", photo).result == first).all()  # nobody has written into it
+    assert len(read) == 1
+    Image.new("RGB", (30, 20), "blue").save(photo)
+    assert studio.size(photo) == ((20, 30), (20, 30))
+    assert len(read) == 2
 
 
 def test_the_command_refuses_a_taken_port(capsys):
@@ -247,16 +466,46 @@ def test_the_command_refuses_a_model_that_is_none(capsys, tmp_path, monkeypatch)
     assert "model must be a run folder" in capsys.readouterr().err
 
 
-def test_old_downloads_are_swept(tmp_path):
-    page_module = pytest.importorskip("fadeup.demo.page", reason="needs gradio: pip install 'fadeup[demo]'")
+@pytest.fixture
+def page(tmp_path):
+    """A page whose worker knows nothing but what it must."""
+    module = pytest.importorskip("fadeup.demo.page", reason="needs gradio: pip install 'fadeup[demo]'")
     worker = SimpleNamespace(call=lambda method: {"choices": {"segment": ["fade"]}, "photographs": {}}[method])
-    page = page_module.Page(worker, tmp_path)
-    old, new = (Path(page._written(Path("x.jpg"), ending, b"1")).parent for ending in ("old", "new"))
-    past = time.time() - page_module.KEPT - 1
-    os.utime(old, (past, past))
-    page._tidy()
-    assert not old.exists()
+    return module.Page(worker, tmp_path)
+
+
+def aged(path: Path, seconds: float) -> Path:
+    past = time.time() - seconds
+    os.utime(path, (past, past))
+    return path
+
+
+def test_old_files_are_swept(page, tmp_path):
+    old, new = (Path(page._written(Path("x.jpg"), ending, b"1")) for ending in ("old", "new"))
+    (tmp_path / "0123abcd").mkdir()  # as Gradio keeps what is uploaded
+    (tmp_path / "0123abcd" / "photo.jpg").write_bytes(b"1")
+    shipped = aged(tmp_path / "photographs", 1e6) / "shipped.jpg"
+    shipped.write_bytes(b"1")
+    for path in (old, tmp_path / "0123abcd" / "photo.jpg", shipped):
+        aged(path, 3601)
+    page.tidy()
+    assert not old.parent.exists()
+    assert not (tmp_path / "0123abcd").exists()
     assert new.exists()
+    assert shipped.exists()
+
+
+def test_files_together_have_a_limit(page, monkeypatch):
+    monkeypatch.setattr("fadeup.demo.page.KEPT_BYTES", 250)
+    paths = [Path(page._written(Path("x.jpg"), str(number), bytes(100))) for number in range(5)]
+    for path, age in zip(paths, (900, 800, 700, 130, 1), strict=True):
+        aged(path, age)
+    page.tidy()
+    assert [path.exists() for path in paths] == [False, False, False, True, True]
+    for path in paths[3:]:
+        path.write_bytes(bytes(1000))
+    page.tidy()
+    assert all(path.exists() for path in paths[3:])  # someone may be at them
 
 
 def test_assets_fit():

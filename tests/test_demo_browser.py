@@ -434,7 +434,7 @@ def test_a_full_queue_says_so(browser, tmp_path):
     go_on = threading.Event()
     (tmp_path / "photo.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
 
-    def call(method, *arguments):
+    def call(method, *arguments, stop=None):
         """A worker that is busy until it is told to go on."""
         known = {
             "choices": {"segment": ["fade"], "matte": [], "reconstruct": []},
@@ -446,10 +446,11 @@ def test_a_full_queue_says_so(browser, tmp_path):
         return known[method]
 
     (tmp_path / "folder").mkdir()
-    blocks = layout.build(page_module.Page(SimpleNamespace(call=call), tmp_path / "folder"))
+    shared = page_module.Page(SimpleNamespace(call=call), tmp_path / "folder", waiting=1)
+    blocks = layout.build(shared)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    layout.launch(blocks, "127.0.0.1", port, 1_000_000, 5, waiting=1)
+    layout.launch(blocks, shared, "127.0.0.1", port, 1_000_000, 5)
     contexts = [browser.new_context() for _ in range(2)]
     try:
         pages = [context.new_page() for context in contexts]
@@ -457,7 +458,7 @@ def test_a_full_queue_says_so(browser, tmp_path):
             page.set_default_timeout(WAIT)
             page.goto(f"http://127.0.0.1:{port}")
             page.locator("#run").wait_for()
-        told(pages[1], "This application is currently busy. Please try again")
+        told(pages[1], r"The page is busy, as many visitors wait as may \(1\)")
     finally:
         go_on.set()
         for context in contexts:

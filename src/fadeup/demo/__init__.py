@@ -1,6 +1,7 @@
 """The web page: two upsamplers over one photograph, in a browser."""
 
 import os
+from dataclasses import dataclass
 
 # Gradio reads both when it is imported: it is to ask no one anything. The worker does without Gradio.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -10,3 +11,20 @@ INSIDE, EDGE = (0, 114, 178), (230, 159, 0)
 """The brush's colours, RGB: what is wholly foreground, and what is to be found out."""
 STAGES = ("finest", "middle", "coarsest")
 """Of a network's upsamplers, those whose kernels can be seen."""
+SEGMENT, MATTE, RECONSTRUCT = "segment", "matte", "reconstruct"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task is called on the page, and how its files' names end."""
+
+    label: str
+    ending: str
+
+
+TASKS = {
+    SEGMENT: Task("Segment", "labels"),
+    MATTE: Task("Matte", "alpha"),
+    RECONSTRUCT: Task("Reconstruct", "reconstruction"),
+}
+"""What networks are compared in."""

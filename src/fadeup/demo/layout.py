@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import secrets
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,11 @@ import numpy as np
 from gradio.themes import Default
 from PIL import Image
 
-from fadeup.demo import EDGE, INSIDE, STAGES
-from fadeup.demo.page import FIRST, KEPT, Page
+from fadeup.demo import EDGE, INSIDE, MATTE, RECONSTRUCT, SEGMENT, STAGES, TASKS
+from fadeup.demo.page import FIRST, KEPT, Page, refusal
+from fadeup.demo.turns import Full, Replaced, Standing
+from fadeup.demo.worker import GivenUp
 
-TASKS = {"Segment": "segment", "Matte": "matte", "Reconstruct": "reconstruct"}
 CSS = """
 #title h1 { margin-bottom: 0 }
 .legend span.chip { display: inline-block; width: .9em; height: .9em; margin: 0 .35em 0 .9em; vertical-align: -.1em;
@@ -31,16 +35,16 @@ INTRO = """# fadeup
 Two networks that differ in their upsampler alone, over your photograph. Everything is computed on the machine that
 serves this page; nothing leaves it."""
 ABOUT = {
-    "segment": "The networks that ship know satellite pictures, and nothing else.",
-    "matte": """How much of each pixel is the thing. Paint **inside** (blue) what is wholly the thing, and **edge**
+    SEGMENT: "The networks that ship know satellite pictures, and nothing else.",
+    MATTE: """How much of each pixel is the thing. Paint **inside** (blue) what is wholly the thing, and **edge**
 (orange) where hair or blur is to be found out; the rest is background. Without an edge a band around the inside is
 taken. A picture of a trimap, or of a rough black-and-white mask, does instead; the dandelion has one.""",
-    "reconstruct": "An autoencoder gives the photograph back; what details it keeps comes through its upsamplers.",
+    RECONSTRUCT: "An autoencoder gives the photograph back; what details it keeps comes through its upsamplers.",
 }
 DIFFERENCES = {
-    "segment": "**Boundaries** of the classes: grey in both, orange in the left one only, blue in the right one only.",
-    "matte": "**Difference** of the alphas: orange where the left one is larger, purple where the right one is.",
-    "reconstruct": "**Error**: orange where the left one is further off, purple where the right one is.",
+    SEGMENT: "**Boundaries** of the classes: grey in both, orange in the left one only, blue in the right one only.",
+    MATTE: "**Difference** of the alphas: orange where the left one is larger, purple where the right one is.",
+    RECONSTRUCT: "**Error**: orange where the left one is further off, purple where the right one is.",
 }
 GATES = (
     "**Gates** of the networks that have them: yellow lets the encoder's detail through, blue the upsampled decoder."
@@ -60,7 +64,7 @@ def build(page: Page) -> gr.Blocks:
                 parts |= _results()
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                parts["meaning"] = gr.Markdown(DIFFERENCES["segment"], elem_id="meaning")
+                parts["meaning"] = gr.Markdown(DIFFERENCES[SEGMENT], elem_id="meaning")
                 parts["difference"] = _shown("Difference", "difference")
             with gr.Column(scale=3, min_width=320):
                 gr.Markdown(GATES)
@@ -73,7 +77,7 @@ def build(page: Page) -> gr.Blocks:
 
 def _inputs(page: Page) -> dict[str, Any]:
     """Photograph, task, upsamplers, trimap."""
-    tasks = [(label, task) for label, task in TASKS.items() if page.choices[task]]
+    tasks = [(its.label, task) for task, its in TASKS.items() if page.choices[task]]
     names = page.choices[tasks[0][1]]
     photo = gr.Image(
         str(next(iter(page.shipped.values()))),
@@ -108,10 +112,13 @@ def _inputs(page: Page) -> dict[str, Any]:
             elem_id="drawn",
         )
         file = gr.File(label="or a trimap's or mask's file", file_types=["image"], height=130, elem_id="trimap-file")
-    run = gr.Button("Compare", variant="primary", elem_id="run")
+    with gr.Row():
+        run = gr.Button("Compare", variant="primary", elem_id="run", min_width=120, scale=3)
+        stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", min_width=80, scale=1)
+    state = gr.HTML(elem_id="state", min_height=24)
     return {
         "photo": photo, "shipped": shipped, "task": task, "about": about, "left": left, "right": right,
-        "trimap": trimap, "drawn": drawn, "file": file, "run": run,
+        "trimap": trimap, "drawn": drawn, "file": file, "run": run, "stop": stop, "state": state,
     }  # fmt: skip
 
 
@@ -162,14 +169,12 @@ def _default(names: Sequence[str], wanted: str) -> str:
     return wanted if wanted in names else names[0]
 
 
-WAITING = 20
-"""Visitors that may wait; the next one is told that the queue is full."""
 BUTTONS: list[Any] = ["download", "fullscreen"]
 """Of pictures; Gradio's own set has one that would share them with a service."""
 SHOWN = ("slider", "measured", "legend", "note", "difference", "gates")
 """Parts that a comparison fills."""
-QUEUED: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 1, "api_visibility": "private"}
-"""Of events that compute: one queue, one at a time."""
+QUEUED: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "trigger_mode": "multiple"}
+"""Of events that compute. They wait in the page's own line: Gradio's would let one visitor stand in it many times."""
 QUICK: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -178,33 +183,87 @@ def _wire(page: Page, blocks: gr.Blocks, parts: dict[str, Any]) -> None:
     photo, right, drawn, file = (parts[name] for name in ("photo", "right", "drawn", "file"))
     inputs = [parts[name] for name in ("photo", "task", "left", "right", "drawn", "file")]
     outputs = [*(parts[name] for name in (*SHOWN, "meaning")), *parts["downloads"]]
+    status = [parts["stop"], parts["state"]]
 
-    def compare(photo: Any, task: str, left: str, right: str, drawn: Any, file: Any) -> Iterator[dict[Any, Any]]:
-        for found in page.compare(photo, task, left, right, drawn, file):
+    def compare(stop: threading.Event, *chosen: Any) -> Iterator[dict[Any, Any]]:
+        for found in page.compare(*chosen, stop=stop):
             update = {parts[name]: found[name] for name in SHOWN if name in found}
+            if "slider" in found:  # those of the comparison before would pass for this one's
+                update |= {parts[name]: None for name in ("difference", "gates")}
+                update |= {button: gr.DownloadButton(interactive=False) for button in parts["downloads"]}
             if "files" in found:
-                update[parts["meaning"]] = DIFFERENCES[task]
+                update[parts["meaning"]] = DIFFERENCES[chosen[1]]
                 for button, path in zip(parts["downloads"], found["files"], strict=True):
                     update[button] = gr.DownloadButton(value=path, interactive=True)
             yield update
 
-    def cut(photo: Any, right: str, drawn: Any, file: Any) -> gr.DownloadButton:
-        return gr.DownloadButton(value=page.cutout(photo, right, drawn, file), interactive=True)
+    def cut(stop: threading.Event, *chosen: Any) -> Iterator[dict[Any, Any]]:
+        yield {parts["cutout"]: gr.DownloadButton(value=page.cutout(*chosen, stop=stop), interactive=True)}
 
+    async def stop(request: gr.Request) -> None:  # in the loop's thread, as the line wants it
+        page.turns.stop(_visitor(request))
+
+    compared = _attended(page, parts, "compare", compare)
     busy = {"show_progress_on": parts["slider"], **QUEUED}
-    parts["run"].click(compare, inputs, outputs, trigger_mode="always_last", **busy)
-    blocks.load(compare, inputs, outputs, **busy)
-    parts["cut"].click(cut, [photo, right, drawn, file], parts["cutout"], **QUEUED)
+    parts["run"].click(compared, inputs, [*outputs, *status], **busy)
+    blocks.load(compared, inputs, [*outputs, *status], **busy)
+    parts["cut"].click(
+        _attended(page, parts, "cutout", cut), [photo, right, drawn, file], [parts["cutout"], *status], **QUEUED
+    )
+    parts["stop"].click(stop, **QUICK)
     parts["place"].change(lambda at: gr.ImageSlider(slider_position=at), parts["place"], parts["slider"], **QUICK)
     _wire_task(page, blocks, parts, outputs)
-    _wire_kernels(page, parts, inputs)
+    _wire_kernels(page, parts, inputs, status)
+
+
+def _visitor(request: gr.Request) -> str:
+    return request.session_hash or secrets.token_hex(8)
+
+
+def _attended(
+    page: Page, parts: dict[str, Any], kind: str, work: Callable[..., Iterator[dict[Any, Any]]], quiet: bool = False
+) -> Callable[..., AsyncGenerator[dict[Any, Any]]]:
+    """An event's function that does the work when the visitor's turn has come.
+
+    Until then, and between the work's steps, it says how things stand, unless it is to be `quiet`.
+    """
+    stop, state = parts["stop"], parts["state"]
+
+    def told(words: str, busy: bool) -> dict[Any, Any]:
+        return {parts["map"]: gr.skip()} if quiet else {stop: gr.Button(interactive=busy), state: STATE.format(words)}
+
+    async def attended(request: gr.Request, *inputs: Any) -> AsyncGenerator[dict[Any, Any]]:
+        words = ""
+        try:
+            async with aclosing(page.turns.attend(_visitor(request), kind, lambda s: work(s, *inputs))) as steps:
+                async for found in steps:
+                    yield told(_standing(found), True) if isinstance(found, Standing) else found
+        except Full as error:
+            raise refusal(str(error)) from error
+        except Replaced:  # the newer one says how things stand
+            return
+        except GivenUp:
+            words = "Stopped"
+        except gr.Error:
+            yield told("", False)
+            raise
+        yield told(words, False)
+
+    return attended
+
+
+STATE = '<span role="status">{}</span>'
+
+
+def _standing(found: Standing) -> str:
+    return "Computing" if found.before is None else f"Waiting: {found.before} before you"
 
 
 def _wire_task(page: Page, blocks: gr.Blocks, parts: dict[str, Any], outputs: list[Any]) -> None:
     """What follows from another task or photograph."""
 
     def switch(task: str, photo: str | None) -> dict[Any, Any]:
-        names, matting = page.choices[task], task == "matte"
+        names, matting = page.choices[task], task == MATTE
         update = dict.fromkeys((parts[name] for name in (*SHOWN, "kernels")), None) | {
             parts["left"]: gr.Dropdown(names, value=_default(names, FIRST[0])),
             parts["right"]: gr.Dropdown(names, value=_default(names, FIRST[1])),
@@ -219,37 +278,42 @@ def _wire_task(page: Page, blocks: gr.Blocks, parts: dict[str, Any], outputs: li
             update |= {parts["photo"]: str(page.shipped[title]), parts["shipped"]: title}
         return update
 
-    def place(photo: str | None) -> list[Any]:
-        picture = page.backdrop(photo)
-        return [picture, picture, None]
+    def place(stop: threading.Event, photo: str | None) -> Iterator[dict[Any, Any]]:
+        picture = page.backdrop(photo, stop=stop)
+        yield {parts["map"]: picture, parts["drawn"]: picture, parts["file"]: None}
 
     names = ("left", "right", "kernels", "about", "trimap", "cut", "cutout", "photo", "shipped")
     photo = parts["photo"]
     parts["task"].change(switch, [parts["task"], photo], [*outputs, *(parts[name] for name in names)], **QUICK)
     parts["shipped"].input(lambda title: str(page.shipped[title]), parts["shipped"], photo, **QUICK)
-    gr.on([photo.change, blocks.load], place, photo, [parts["map"], parts["drawn"], parts["file"]], **QUEUED)
+    placed = _attended(page, parts, "place", place, quiet=True)
+    gr.on([photo.change, blocks.load], placed, photo, [parts["map"], parts["drawn"], parts["file"]], **QUEUED)
 
 
-def _wire_kernels(page: Page, parts: dict[str, Any], inputs: list[Any]) -> None:
+def _wire_kernels(page: Page, parts: dict[str, Any], inputs: list[Any], status: list[Any]) -> None:
     """A point, by a click or by numbers."""
 
-    def look(photo: Any, task: str, left: str, right: str, drawn: Any, file: Any, *rest: Any) -> str:
-        whose, stage, row, column = rest
-        return page.kernels(photo, task, left if whose == "Left" else right, drawn, file, stage, (row, column))
+    def look(stop: threading.Event, *chosen: Any) -> Iterator[dict[Any, Any]]:
+        photo, task, left, right, drawn, file, whose, stage, row, column = chosen
+        name = left if whose == "Left" else right
+        yield {parts["kernels"]: page.kernels(photo, task, name, drawn, file, stage, (row, column), stop=stop)}
+
+    looked = _attended(page, parts, "kernels", look)
 
     def clicked(picture: np.ndarray, event: gr.SelectData) -> list[float]:
         return [round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index[::-1], picture.shape, strict=False)]
 
     asked = [*inputs, *(parts[name] for name in ("whose", "stage", "row", "column"))]
     at = parts["map"].select(clicked, parts["map"], [parts["row"], parts["column"]], **QUICK)
-    at.then(look, asked, parts["kernels"], **QUEUED)
-    parts["look"].click(look, asked, parts["kernels"], trigger_mode="always_last", **QUEUED)
+    at.then(looked, asked, [parts["kernels"], *status], **QUEUED)
+    parts["look"].click(looked, asked, [parts["kernels"], *status], **QUEUED)
 
 
-def launch(blocks: gr.Blocks, host: str, port: int, max_pixels: int, megabytes: int, waiting: int = WAITING) -> None:
+def launch(blocks: gr.Blocks, page: Page, host: str, port: int, max_pixels: int, megabytes: int) -> None:
     """Serve the page from a thread of this process: no word to anyone else, every file from this machine."""
     Image.MAX_IMAGE_PIXELS = 2 * max_pixels  # strokes and the map, which Gradio decodes; PIL refuses twice as many
-    blocks.queue(max_size=waiting, default_concurrency_limit=1)
+    events = 4 * (page.turns.most + 1)  # a visitor's kinds of work; they wait in the page's line, not in Gradio's
+    blocks.queue(max_size=events, default_concurrency_limit=None)
     blocks.launch(
         server_name=host,
         server_port=port,
@@ -257,6 +321,7 @@ def launch(blocks: gr.Blocks, host: str, port: int, max_pixels: int, megabytes: 
         quiet=True,
         ssr_mode=False,
         max_file_size=f"{megabytes}mb",
+        max_threads=events,
         footer_links=[],
         theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,

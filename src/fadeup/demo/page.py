@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import html
+import os
 import secrets
 import shutil
+import stat
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,19 +17,32 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from fadeup.demo import MATTE, TASKS
+from fadeup.demo.turns import Turns
 from fadeup.demo.worker import Worker
 
 FIRST = ("bilinear", "fade")
 """The upsamplers that are compared at first."""
 KEPT = 3600
 """Seconds that files of results and uploads are kept."""
+KEPT_BYTES = 1_000_000_000
+"""Of such files at most; the oldest go first."""
+FRESH = 120
+"""Seconds in which a file is kept whatever there is, since someone may be at it."""
+WAITING = 40
+"""Visitors that may wait; the next one is told that the page is busy."""
+
+
+Stop = threading.Event | None
+"""Set when nobody waits for the result any more."""
 
 
 class Page:
-    """The page's state that all visitors share: worker, folder, choices."""
+    """The page's state that all visitors share: worker, folder, choices, and the line of those who wait."""
 
-    def __init__(self, worker: Worker, folder: Path):
-        self.worker, self.downloads, photographs = worker, folder / "downloads", folder / "photographs"
+    def __init__(self, worker: Worker, folder: Path, waiting: int = WAITING):
+        self.worker, self.turns, self.folder = worker, Turns(waiting), folder
+        self.downloads, photographs = folder / "downloads", folder / "photographs"
         self.downloads.mkdir()
         photographs.mkdir()
         self.choices: dict[str, list[str]] = worker.call("choices")
@@ -47,29 +63,28 @@ class Page:
     # ---- what events do ----
 
     def compare(
-        self, photo: str | None, task: str, left: str, right: str, drawn: Any, file: str | None
+        self, photo: str | None, task: str, left: str, right: str, drawn: Any, file: str | None, *, stop: Stop = None
     ) -> Iterator[dict[str, Any]]:
         """Both results one after the other, then what is drawn from them; each part is shown as soon as it is there."""
-        self._tidy()
         number = secrets.token_hex(4)
         names, path, guide = (left, right), _chosen(photo), _guide(task, drawn, file)
-        sizes = self._call(path, "size", path)
+        sizes = self._call(stop, path, "size", path)
         yield {"note": _note(path.name, *sizes)}
         found, pictures = [], []
         for name in names:
-            found.append(self._call(path, "predict", task, name, path, guide))
+            found.append(self._call(stop, path, "predict", task, name, path, guide))
             pictures.append(self._written(path, f"{name}-shown", found[-1].picture))
             yield {
                 "slider": (pictures[0], pictures[-1]),
                 "measured": _table(number, names, found),
                 "legend": _legend(found),
             }
-        difference = self._call(path, "difference", task, found[0].result, found[1].result, path)
+        difference = self._call(stop, path, "difference", task, found[0].result, found[1].result, path)
         yield {
             "difference": self._written(path, "difference", difference),
-            "files": [self._file(path, task, n, one.result) for n, one in zip(names, found, strict=True)],
+            "files": [self._file(stop, path, task, n, one.result) for n, one in zip(names, found, strict=True)],
         }
-        gates = self._call(path, "gates", task, tuple(dict.fromkeys(names)), path, guide)
+        gates = self._call(stop, path, "gates", task, tuple(dict.fromkeys(names)), path, guide)
         yield {"gates": gates and self._written(path, "gates", gates)}
 
     def kernels(
@@ -81,34 +96,36 @@ class Page:
         file: str | None,
         stage: str,
         point: tuple[float, float],
+        *,
+        stop: Stop = None,
     ) -> str:
         """The file of a figure of the kernels at a point in percent of height and width."""
         path = _chosen(photo)
         if not all(isinstance(value, int | float) and 0 <= value <= 100 for value in point):
-            raise _refusal(f"Row and column must be numbers of 0 to 100, got {point[0]} and {point[1]}")
+            raise refusal(f"Row and column must be numbers of 0 to 100, got {point[0]} and {point[1]}")
         at = point[0] / 100, point[1] / 100
-        figure = self._call(path, "kernels", task, name, path, _guide(task, drawn, file), stage, at)
+        figure = self._call(stop, path, "kernels", task, name, path, _guide(task, drawn, file), stage, at)
         if figure is None:
-            raise _refusal(f"{name} has no kernels to show: it weighs every place alike")
+            raise refusal(f"{name} has no kernels to show: it weighs every place alike")
         return self._written(path, "kernels", figure)
 
-    def cutout(self, photo: str | None, name: str, drawn: Any, file: str | None) -> str:
+    def cutout(self, photo: str | None, name: str, drawn: Any, file: str | None, *, stop: Stop = None) -> str:
         """The foreground as a file."""
-        path, guide = _chosen(photo), _guide("matte", drawn, file)
-        alpha = self._call(path, "predict", "matte", name, path, guide).result
-        return self._written(path, f"{name}-cutout", self._call(path, "cutout", path, alpha))
+        path, guide = _chosen(photo), _guide(MATTE, drawn, file)
+        alpha = self._call(stop, path, "predict", MATTE, name, path, guide).result
+        return self._written(path, f"{name}-cutout", self._call(stop, path, "cutout", path, alpha))
 
-    def backdrop(self, photo: str | None) -> str | None:
+    def backdrop(self, photo: str | None, *, stop: Stop = None) -> str | None:
         """What is painted on, in the size in which the photograph is used."""
         if photo is None:
             return None
-        return self._written(Path(photo), "backdrop", self._call(Path(photo), "backdrop", Path(photo)))
+        return self._written(Path(photo), "backdrop", self._call(stop, Path(photo), "backdrop", Path(photo)))
 
     # ---- files ----
 
-    def _file(self, photo: Path, task: str, name: str, result: np.ndarray) -> str:
-        ending = {"segment": "labels", "matte": "alpha", "reconstruct": "reconstruction"}[task]
-        return self._written(photo, f"{name}-{ending}", self._call(photo, "file", task, name, result))
+    def _file(self, stop: Stop, photo: Path, task: str, name: str, result: np.ndarray) -> str:
+        content = self._call(stop, photo, "file", task, name, result)
+        return self._written(photo, f"{name}-{TASKS[task].ending}", content)
 
     def _written(self, photo: Path, ending: str, content: bytes) -> str:
         folder = self.downloads / secrets.token_hex(8)
@@ -117,34 +134,47 @@ class Page:
         path.write_bytes(content)
         return str(path)
 
-    def _tidy(self) -> None:
-        for folder in self.downloads.iterdir():
-            if folder.stat().st_mtime < time.time() - KEPT:
-                shutil.rmtree(folder, ignore_errors=True)
+    def tidy(self) -> None:
+        """Remove results and uploads that are old, and the oldest of those that are too much together."""
+        held = 0
+        for path, status in sorted(self._files(), key=lambda entry: -entry[1].st_mtime):
+            age, held = time.time() - status.st_mtime, held + status.st_size
+            if age > KEPT or (held > KEPT_BYTES and age > FRESH):
+                path.unlink(missing_ok=True)
+                with suppress(OSError):  # others are in it
+                    path.parent.rmdir()
 
-    def _call(self, photo: Path, method: str, *arguments: Any) -> Any:
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Files of results and uploads; each lies in a folder of a name that nobody guesses."""
+        for path in self.folder.rglob("*"):
+            if path.relative_to(self.folder).parts[0] not in ("photographs", "matplotlib"):
+                with suppress(FileNotFoundError):  # it has gone meanwhile
+                    if stat.S_ISREG((status := path.lstat()).st_mode):
+                        yield path, status
+
+    def _call(self, stop: Stop, photo: Path, method: str, *arguments: Any) -> Any:
         try:
-            return self.worker.call(method, *arguments)
+            return self.worker.call(method, *arguments, stop=stop)
         except (ValueError, RuntimeError) as error:
             told = str(error)
             for path in (photo, *(argument for argument in arguments if isinstance(argument, Path))):
                 told = told.replace(str(path), path.name)
-            raise _refusal(told) from error
+            raise refusal(told) from error
 
 
-def _refusal(told: str) -> gr.Error:
+def refusal(told: str) -> gr.Error:
     """A message for the visitor; the log of the server needs no traceback of it."""
     return gr.Error(html.escape(told), duration=10, print_exception=False)
 
 
 def _chosen(photo: str | None) -> Path:
     if photo is None:
-        raise _refusal("A photograph must be chosen or uploaded, got none")
+        raise refusal("A photograph must be chosen or uploaded, got none")
     return Path(photo)
 
 
 def _guide(task: str, drawn: Any, file: str | None) -> Path | np.ndarray | None:
-    if task != "matte":
+    if task != MATTE:
         return None
     if file is not None:
         return Path(file)

@@ -15,6 +15,9 @@ from typing import Any
 
 from fadeup.demo.worker import Worker
 
+TIDY_SECONDS = 60
+"""Between two looks at what lies in the folder."""
+
 
 def serve(models: Sequence[str], *, host: str, port: int, max_pixels: int, seconds: float, megabytes: int) -> None:
     """Serve the page until the process is ended; nothing of it is left on the disk then.
@@ -43,10 +46,11 @@ def serve(models: Sequence[str], *, host: str, port: int, max_pixels: int, secon
 
         page = Page(worker, folder)
         threading.Thread(target=page.warm, daemon=True).start()
-        launch(build(page), host, port, max_pixels, megabytes)
+        launch(build(page), page, host, port, max_pixels, megabytes)
         print(f"http://{host}:{port}", flush=True)
         while True:
-            time.sleep(3600)
+            time.sleep(TIDY_SECONDS)
+            page.tidy()
     finally:
         worker.close()
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,7 @@ from fadeup.checkpoint import read_about
 from fadeup.data.labelled import LabelledImages, read_photo
 from fadeup.data.landcover import landcover
 from fadeup.data.matting import UNKNOWN, mapped_trimap, png, read_alpha, trimap_from_mask
-from fadeup.demo import EDGE, INSIDE, STAGES
+from fadeup.demo import EDGE, INSIDE, MATTE, RECONSTRUCT, SEGMENT, STAGES, TASKS
 from fadeup.demo.worker import Prediction
 from fadeup.kernels import native
 from fadeup.metrics import psnr, ssim
@@ -39,7 +39,7 @@ from fadeup.report import figure_bytes
 from fadeup.upsamplers.upsampler import Upsampler
 from fadeup.visualize import Step, boundary_errors, figure_gates, figure_kernels, watch
 
-TASKS: dict[str, type] = {"segment": Segmentation, "matte": Matting, "reconstruct": Reconstruction}
+RECIPE: dict[str, type] = {SEGMENT: Segmentation, MATTE: Matting, RECONSTRUCT: Reconstruction}
 PHOTOS = ASSETS / "photos"
 TILES = {
     "band11-row2": "Caspian Sea, from space",
@@ -58,6 +58,15 @@ WAIT = 3.0
 
 Guide = Path | np.ndarray | None
 """A trimap or rough mask as a file, or strokes of the brush as RGBA `(h, w, 4)`."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A decoded file: RGB, uint8, `(3, H, W)`, `max_pixels` at most, and the height and width that it has itself."""
+
+    pixels: Tensor
+    size: tuple[int, int]
+    digest: str
 
 
 @dataclass
@@ -88,6 +97,7 @@ class Studio:
 
     def __init__(self, models: Sequence[str] = (), max_pixels: int = 1_500_000):
         self.max_pixels, self._loaded, self._sources = max_pixels, {}, {}
+        self._decoded: tuple[Any, Photograph] | None = None
         for name, entry in shipped().items():
             self._sources[name.rsplit("-", 1)[1], self._task_of(ASSETS / entry["file"])] = name
         for model in models:
@@ -104,7 +114,7 @@ class Studio:
     @staticmethod
     def _task_of(path: Path) -> str:
         kind = RECIPES.get(read_about(path).get("task", ""), object)
-        for task, base in TASKS.items():
+        for task, base in RECIPE.items():
             if issubclass(kind, base):
                 return task
         raise ValueError(f"models must be networks of {', '.join(TASKS)} by fadeup train, got {path}")
@@ -120,7 +130,7 @@ class Studio:
             ValueError: The photograph or trimap is none, or the network gives nothing that can be shown.
         """
         loaded, pixels = self._network(task, name), self._photo(photo)
-        trimap = self._trimap(guide, photo, pixels) if task == "matte" else None
+        trimap = self._trimap(guide, photo, pixels) if task == MATTE else None
         took, out = [], []
 
         def run() -> None:
@@ -160,9 +170,9 @@ class Studio:
         Of labels, the boundaries: grey in both, orange in the left one only, blue in the right one only. Of alphas,
         orange where the left one's is larger. Of photographs given back, orange where the left one is further off.
         """
-        if task == "segment":
+        if task == SEGMENT:
             return png(boundary_errors(torch.from_numpy(left), torch.from_numpy(right), LINE))
-        if task == "matte":
+        if task == MATTE:
             return png(signed(left.astype(np.float32) - right))
         true = self._photo(photo).movedim(0, 2).numpy().astype(np.float32)
         return png(signed(abs(left - true).mean(axis=2) - abs(right - true).mean(axis=2)))
@@ -196,12 +206,12 @@ class Studio:
 
     def _watch(self, task: str, name: str, photo: Path, guide: Guide) -> tuple[list[Step], np.ndarray]:
         loaded, pixels = self._network(task, name), self._photo(photo)
-        trimap = self._trimap(guide, photo, pixels) if task == "matte" else None
+        trimap = self._trimap(guide, photo, pixels) if task == MATTE else None
         shown = pixels.movedim(0, 2).numpy()
         if not any(isinstance(module, Upsampler) for module in loaded.network.modules()):
             return [], shown  # SegFormer's own bilinear way
         inputs = self._inputs(loaded, pixels, trimap)
-        if task == "matte":  # padded as the network sees it
+        if task == MATTE:  # padded as the network sees it
             shown = np.pad(
                 shown, [(0, b - a) for a, b in zip(shown.shape, (*inputs.shape[2:], 3), strict=True)], "edge"
             )
@@ -219,8 +229,8 @@ class Studio:
 
     def size(self, photo: Path) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of the file's picture, and those in which it is used."""
-        pixels = read_photo(photo, max_pixels=FILE_PIXELS)
-        return tuple(pixels.shape[1:]), tuple(self._smaller(pixels).shape[1:])  # type: ignore[return-value]
+        decoded = self._decode(photo)
+        return decoded.size, tuple(decoded.pixels.shape[1:])  # type: ignore[return-value]
 
     def backdrop(self, photo: Path) -> bytes:
         """The photograph in the size in which it is used, as a PNG."""
@@ -251,7 +261,7 @@ class Studio:
 
     @staticmethod
     def _load(task: str, model: str) -> Loaded:
-        loaders: dict[str, Callable[[str], Any]] = {"segment": load_segmenter, "matte": load_matter}
+        loaders: dict[str, Callable[[str], Any]] = {SEGMENT: load_segmenter, MATTE: load_matter}
         if task in loaders:
             front = loaders[task](model)
             network = front.network
@@ -264,7 +274,17 @@ class Studio:
     # ---- photographs and trimaps ----
 
     def _photo(self, path: Path) -> Tensor:
-        return self._smaller(read_photo(path, max_pixels=FILE_PIXELS))
+        return self._decode(path).pixels
+
+    def _decode(self, path: Path) -> Photograph:
+        """The file's photograph; the last one is kept, since a comparison asks for it six times."""
+        status = path.stat()
+        key = path, status.st_mtime_ns, status.st_size
+        if self._decoded is None or self._decoded[0] != key:
+            pixels = read_photo(path, max_pixels=FILE_PIXELS)
+            size: tuple[int, int] = tuple(pixels.shape[1:])  # type: ignore[assignment]
+            self._decoded = key, Photograph(self._smaller(pixels), size, _digest(path))
+        return self._decoded[1]
 
     def _smaller(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[1:]
@@ -281,12 +301,12 @@ class Studio:
         if isinstance(guide, np.ndarray):
             trimap = torch.from_numpy(trimap_from_strokes(guide, (height, width)))
         else:
-            shipped = self._known.get(_digest(photo))
+            shipped = self._known.get(self._decode(photo).digest)
             guide = guide or (shipped if isinstance(shipped, Path) else None)
             if guide is None:
                 raise ValueError("trimap must be drawn or uploaded for matting, got none; paint over the thing")
             mask = UNKNOWN not in mapped_trimap(read_alpha(guide))
-            trimap = read_guide(guide, tuple(read_photo(photo).shape[1:]), mask=mask)  # type: ignore[arg-type]
+            trimap = read_guide(guide, self._decode(photo).size, mask=mask)
             trimap = F.interpolate(trimap[None, None].float(), (height, width), mode="nearest")[0, 0].byte()
         return trimap
 
@@ -306,10 +326,10 @@ class Studio:
         return {TILES[stem]: tiles[stem] for stem in TILES} | {path.stem: path for path in sorted(PHOTOS.glob("*.jpg"))}
 
     def _score(self, task: str, photo: Path, pixels: Tensor, result: np.ndarray) -> str:
-        if task == "reconstruct":
+        if task == RECONSTRUCT:
             true, ours = pixels[None].float() / 255, torch.from_numpy(result).movedim(2, 0)[None].float() / 255
             return f"PSNR {psnr(ours, true).item():.2f} dB, SSIM {100 * ssim(ours, true).item():.1f} %"
-        index = self._known.get(_digest(photo)) if task == "segment" else None
+        index = self._known.get(self._decode(photo).digest) if task == SEGMENT else None
         if not isinstance(index, int):
             return ""
         truth = self._tiles.label(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +17,12 @@ import numpy as np
 
 START_SECONDS = 600
 """For the process to import what it needs, on a machine that has other things to do."""
+POLL_SECONDS = 0.05
+"""Between two looks at whether the answer is still wanted."""
+
+
+class GivenUp(Exception):
+    """Nobody wants the result any more."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Prediction:
 class Worker:
     """A `Studio` in a process of its own, one call at a time.
 
-    The page stays alive when a photograph takes too long or memory ends: the process is ended and another one started.
+    A call that is given up stops before the network's next layer. The page stays alive when a photograph takes too long
+    or memory ends: the process is ended and another one started.
 
     Args:
         models: Of the studio.
@@ -55,16 +63,24 @@ class Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
+        # Number of the call that is given up; memory of both processes, since layers look at it.
+        self._number, self._given_up = 0, context.RawValue("Q", 0)
+        self._process = context.Process(target=_serve, args=(theirs, self._given_up, *self._arguments), daemon=True)
         self._process.start()
         theirs.close()
         self._ready = False
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: Any, stop: threading.Event | None = None) -> Any:
         """What the studio's method returns.
+
+        Args:
+            method: Its name.
+            arguments: Its arguments.
+            stop: Set, by another thread, when the result is no longer wanted.
 
         Raises:
             ValueError: The studio refused the arguments, or took longer than `seconds`; the message is for users.
+            GivenUp: `stop` was set.
             RuntimeError: The process ended.
         """
         with self._lock:
@@ -72,16 +88,23 @@ class Worker:
                 if not self._ready:
                     _value(*self._received(START_SECONDS))
                     self._ready = True
-                self._pipe.send((method, arguments))
-                kind, value = self._received(self.seconds)
+                if stop is not None and stop.is_set():
+                    raise GivenUp
+                self._number += 1
+                self._pipe.send((self._number, method, arguments))
+                kind, value = self._received(self.seconds, stop)
             except (EOFError, OSError) as error:
                 self._restart()
                 raise RuntimeError("The computing process ended, perhaps for want of memory; try again") from error
         return _value(kind, value)
 
-    def _received(self, seconds: float) -> tuple[str, Any]:
-        if self._pipe.poll(seconds):
-            return self._pipe.recv()
+    def _received(self, seconds: float, stop: threading.Event | None = None) -> tuple[str, Any]:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._pipe.poll(min(POLL_SECONDS, left)):
+                return self._pipe.recv()
+            if stop is not None and stop.is_set():
+                self._given_up.value = self._number
         self._restart()
         raise ValueError(f"A photograph must be done within {seconds:g} s, got longer; take a smaller one")
 
@@ -104,30 +127,43 @@ class Worker:
 def _value(kind: str, value: Any) -> Any:
     if kind == "refused":
         raise ValueError(value)
+    if kind == "given up":
+        raise GivenUp
     if kind == "failed":
         raise RuntimeError(value)
     return value
 
 
-def _serve(pipe: Connection, models: Sequence[str], max_pixels: int) -> None:
+def _serve(pipe: Connection, given_up: Any, models: Sequence[str], max_pixels: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the page's, which then ends this process
+    number = 0
+
+    def look(*_: Any) -> None:
+        if given_up.value == number:
+            raise GivenUp
 
     def start() -> Any:
-        from fadeup.demo.studio import Studio  # the imports take seconds, in which the page's process does its own
+        # The imports take seconds, in which the page's process does its own.
+        from torch.nn.modules.module import register_module_forward_pre_hook
 
+        from fadeup.demo.studio import Studio
+
+        register_module_forward_pre_hook(look)
         return Studio(models, max_pixels)
 
     kind, studio = _answer(start)
     pipe.send((kind, None if kind == "done" else studio))
     with suppress(EOFError):
         while True:
-            method, arguments = pipe.recv()
+            number, method, arguments = pipe.recv()
             pipe.send(_answer(lambda method=method, its=arguments: getattr(studio, method)(*its)))
 
 
 def _answer(function: Callable[[], Any]) -> tuple[str, Any]:
     try:
         return "done", function()
+    except GivenUp:
+        return "given up", None
     except (ValueError, OSError, ModuleNotFoundError, MemoryError) as error:
         return "refused", str(error) or type(error).__name__
     except Exception as error:
