@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Modules are compiled when they are first imported, and kept; pip would take two of its four minutes to compile 20,000.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo bench bench-tables test lint types docs unit chromium screenshots clean
 
@@ -10,7 +12,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fadeup needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[all,dev]'
 	touch $@
 
 demo: setup
@@ -26,7 +28,11 @@ bench-tables: setup
 	$(BIN)/fadeup bench --tables benchmarks/results/bench.json --into docs/benchmarks.md
 	$(BIN)/fadeup bench --tables benchmarks/results/networks.json --into docs/benchmarks.md
 
-test: lint types unit docs
+# What does not fill two cores by itself runs side by side.
+test:
+	$(MAKE) --jobs 2 setup chromium
+	$(MAKE) --jobs 2 lint types docs
+	$(MAKE) unit
 
 lint: setup
 	$(BIN)/ruff check .
@@ -41,9 +47,10 @@ chromium:
 		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } \
 		|| echo "chromium is not installed: tests of the page are skipped"
 
-# Tests use one thread each; the files are shared out to as many processes as there are cores, four at most.
+# Tests use one thread each; the files are shared out to as many processes as there are cores, four at most, in the order
+# of tests/conftest.py: by the number of their tests, the longest would come last.
 unit: setup chromium
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # site/index.html opens as a file; its search needs a server: python -m http.server --directory site
 docs: setup
