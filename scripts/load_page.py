@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ from fadeup.demo import MATTE, RECONSTRUCT, SEGMENT
 NETWORKS = "a2u", "bilinear", "carafe", "fade"
 LEFT, KERNELS, TWICE = 0.10, 0.05, 0.05
 """Shares of comparisons that are left, followed by a request for kernels, and asked for twice."""
+Memory = Callable[[], dict[str, float]]
 REFUSALS = "must be a whole picture", "must have at most", "trimap must be", "has no kernels", "The page is busy"
 """Words of answers that a visitor is to get."""
 
@@ -303,27 +304,27 @@ class Life:
         return False
 
 
-async def watch(server: Server, seen: Seen, start: float, end: float, every: float) -> None:
+async def watch(memory: Memory, seen: Seen, start: float, end: float, every: float) -> None:
     """Memory and disk from time to time."""
     while True:
         now = time.monotonic()
-        seen.stages.append({"minute": round((now - start) / 60, 2)} | server.memory())
+        seen.stages.append({"minute": (now - start) / 60} | memory())
         if now >= end:
             return
         await asyncio.sleep(min(every, max(0.1, end - now)))
 
 
-async def load(server: Server, users: int, minutes: float, seed: int) -> Seen:
-    """That many visitors for so long."""
+async def load(address: str, memory: Memory, users: int, minutes: float, seed: int = 0) -> Seen:
+    """That many visitors for so long; what they begin by then, they end."""
     seen, limits = Seen(), httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=server.address, timeout=600, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
         config = (await client.get("/config")).json()
         start = time.monotonic()
         end = start + 60 * minutes
         lives = [Life(n, Visitor(client, config), seen, random.Random(seed + n)) for n in range(users)]
         every = min(60.0, 15 * minutes)
-        await asyncio.gather(watch(server, seen, start, end, every), *(life.live(end) for life in lives))
-        seen.stages.append({"minute": round((time.monotonic() - start) / 60, 2)} | server.memory())
+        await asyncio.gather(watch(memory, seen, start, end, every), *(life.live(end) for life in lives))
+        seen.stages.append({"minute": (time.monotonic() - start) / 60} | memory())
     return seen
 
 
@@ -346,6 +347,7 @@ def summary(seen: Seen, users: int, minutes: float, logged: str) -> dict[str, An
         "comparisons": sum(done),
         "counts": dict(sorted(seen.counts.items())),
         "errors": seen.errors,
+        "refused": seen.counts["refused: The page is busy"],
         "tracebacks": len(re.findall(r"^Traceback", logged, re.MULTILINE)),
         "wait_seconds": spread(seen.waits),
         "total_seconds": spread(seen.totals),
@@ -367,7 +369,7 @@ def main() -> int:
     arguments = parser.parse_args()
     server = Server()
     try:
-        seen = asyncio.run(load(server, arguments.users, arguments.minutes, arguments.seed))
+        seen = asyncio.run(load(server.address, server.memory, arguments.users, arguments.minutes, arguments.seed))
     finally:
         logged = server.close()
     found = summary(seen, arguments.users, arguments.minutes, logged)

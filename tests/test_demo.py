@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import aclosing
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from fadeup.data.labelled import read_photo
 from fadeup.demo import EDGE, INSIDE
 from fadeup.demo.studio import Studio, signed, trimap_from_strokes
 from fadeup.demo.turns import Full, Replaced, Standing, Turns
-from fadeup.demo.worker import GivenUp, Worker, _serve
+from fadeup.demo.worker import GivenUp, Prediction, Worker, _serve
 from fadeup.predict import save_trained
 from fadeup.predict.trained import ASSETS
 from fadeup.recipes import ColourReconstruction, Reconstruction
@@ -472,6 +473,51 @@ def page(tmp_path):
     module = pytest.importorskip("fadeup.demo.page", reason="needs gradio: pip install 'fadeup[demo]'")
     worker = SimpleNamespace(call=lambda method: {"choices": {"segment": ["fade"]}, "photographs": {}}[method])
     return module.Page(worker, tmp_path)
+
+
+HOSTILE = """<img src=x onerror=alert(1)>"'&<script>alert(1)</script>"""
+
+
+class Tags(HTMLParser):
+    """The elements of a piece of HTML, and its text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, [name for name, _ in attributes]))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_names_are_text_and_nothing_else():
+    """Those of files, networks and classes, and what errors tell of them."""
+    module = pytest.importorskip("fadeup.demo.page", reason="needs gradio: pip install 'fadeup[demo]'")
+    one = Prediction(b"", np.zeros(1), 0.1, None, 5, HOSTILE, ((HOSTILE, (1, 2, 3), 0.5),))
+    shown = {
+        "table": module._table("00", [HOSTILE], [one]),
+        "legend": module._legend([one]),
+        "note": module._note(HOSTILE, (1, 2), (1, 2)),
+        "error": str(module.refusal(HOSTILE).message),
+    }
+    for part, text in shown.items():
+        tags = Tags(text)
+        assert HOSTILE in tags.text, part
+        assert {tag for tag, _ in tags.found} <= {"div", "table", "tr", "th", "td", "span"}, part
+        assert {name for _, names in tags.found for name in names} <= {"class", "style", "data-comparison"}, part
+
+
+def test_a_refusal_names_files_without_their_folders(page, tmp_path):
+    def call(*_, stop):
+        raise ValueError(f"{tmp_path}/secret/{HOSTILE}/x.png must be a whole picture")
+
+    page.worker.call = call
+    path = tmp_path / "secret" / HOSTILE / "x.png"
+    with pytest.raises(ValueError, match=r"^'x\.png must be a whole picture'$"):
+        page._call(None, path, "size", path)
 
 
 def aged(path: Path, seconds: float) -> Path:

@@ -3,9 +3,11 @@
 import os
 from dataclasses import dataclass
 
-# Gradio reads both when it is imported: it is to ask no one anything. The worker does without Gradio.
+# Gradio reads them when it is imported: it is to ask no one anything. The worker does without Gradio.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# It keeps statistics of its last 10,000 events and goes through all of them after each; this page shows none.
+os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 
 INSIDE, EDGE = (0, 114, 178), (230, 159, 0)
 """The brush's colours, RGB: what is wholly foreground, and what is to be found out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -11,8 +12,13 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.blocks import Block
 from gradio.themes import Default
+from gradio.utils import LRUCache
 from PIL import Image
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fadeup.demo import EDGE, INSIDE, MATTE, RECONSTRUCT, SEGMENT, STAGES, TASKS
 from fadeup.demo.page import FIRST, KEPT, Page, refusal
@@ -72,7 +78,24 @@ def build(page: Page) -> gr.Blocks:
         with gr.Accordion("Kernels at a point", elem_id="kernels-part"), gr.Row():
             parts |= _kernels()
         _wire(page, blocks, parts)
+    for part in blocks.blocks.values():
+        if isinstance(part, Block):
+            _without_addresses(part)
+    # Strokes that were painted and never used; Gradio keeps them all.
+    parts["drawn"].blob_storage = LRUCache(page.turns.most)
     return blocks
+
+
+def _without_addresses(part: Block) -> None:
+    """Take no web address in place of a file: Gradio would fetch it, and this page asks no one for anything."""
+    moved = part.async_move_resource_to_block_cache
+
+    async def local(url_or_file_path: str | Path | None) -> str | None:
+        if "://" in str(url_or_file_path):
+            raise refusal("Files must be uploaded, got a web address")
+        return await moved(url_or_file_path)
+
+    part.async_move_resource_to_block_cache = local
 
 
 def _inputs(page: Page) -> dict[str, Any]:
@@ -309,6 +332,20 @@ def _wire_kernels(page: Page, parts: dict[str, Any], inputs: list[Any], status: 
     parts["look"].click(looked, asked, [parts["kernels"], *status], **QUEUED)
 
 
+class OwnFiles:
+    """Middleware that gives out nothing from elsewhere: Gradio would fetch the web address in `/file=` or `/proxy=`."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse such a request, pass on all others."""
+        if scope["type"] == "http" and re.search(r"(file|proxy)=.*:/", scope["path"]):
+            await PlainTextResponse("Only files of this page are given out", 403)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
 def launch(blocks: gr.Blocks, page: Page, host: str, port: int, max_pixels: int, megabytes: int) -> None:
     """Serve the page from a thread of this process: no word to anyone else, every file from this machine."""
     Image.MAX_IMAGE_PIXELS = 2 * max_pixels  # strokes and the map, which Gradio decodes; PIL refuses twice as many
@@ -327,4 +364,6 @@ def launch(blocks: gr.Blocks, page: Page, host: str, port: int, max_pixels: int,
         css=CSS,
         prevent_thread_lock=True,
         enable_monitoring=False,
+        run_history=False,
+        app_kwargs={"middleware": [Middleware(OwnFiles)]},
     )

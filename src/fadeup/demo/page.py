@@ -192,7 +192,7 @@ def _table(number: str, names: Sequence[str], found: Sequence[Any]) -> str:
     lines = []
     for side, name, one in zip(("left", "right"), names, found, strict=False):
         memory = "–" if one.memory is None else f"{one.memory:.0f} MiB"
-        cells = (f"{one.seconds:.2f} s", memory, f"{one.parameters / 1e6:.2f} M", one.score or "–")
+        cells = (f"{one.seconds:.2f} s", memory, f"{one.parameters / 1e6:.2f} M", html.escape(one.score) or "–")
         lines.append(
             f"<tr><td>{html.escape(name)} ({side})</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         )
