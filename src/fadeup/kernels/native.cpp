@@ -1031,8 +1031,8 @@ class Band {
         int64_t y0, x0, row, column;
         E* at(int64_t y, int64_t x) const { return base + (y - y0) * row + (x - x0) * column; }
     };
-    Pixels pixels(const Map& map, E* tile, int64_t row) const {
-        if (staged) return {tile, row_start(row), first_pixel, staged_pixels() * padded_channels, padded_channels};
+    Pixels pixels(const Map& map, E* tiles, int64_t row, int tile = 0) const {
+        if (staged) return {tiles + tile * pixels_size(), row_start(row), first_pixel, staged_pixels() * padded_channels, padded_channels};
         return {reinterpret_cast<E*>(map.at(b, 0, 0, 0)), 0, 0, map.row, map.column};
     }
 
@@ -1148,7 +1148,7 @@ class Band {
     /// Gradients that belong to the children of a row and to its points: of logits, coarse logits, encoder and gate.
     void own_row(int64_t row) {
         const int64_t rows[] = {row_start(row), row_start(row + 1)}, y0 = rows[0], y1 = rows[1], x0 = start(left), n = start(right) - x0;
-        const Pixels grad = pixels(call.grad, grad_tiles + slot(row) * pixels_size(), row);
+        const Pixels grad = pixels(call.grad, grad_tiles, row, slot(row));
         const Pixels encoder = call.encoder ? pixels(call.encoder, pixel_tile, row) : grad;
         const Pixels grad_encoder = call.grad_encoder ? pixels(call.grad_encoder, grad_encoder_tile, row) : grad;
         if (staged && call.encoder) {
@@ -1246,7 +1246,7 @@ class Band {
             Source<E>& source = sources[i];
             source.weights = kernels + slot(near) * kernels_size() - stage_from * point_size();
             source.rows = row_start(near + 1) - row_start(near);
-            const Pixels grad = pixels(call.grad, grad_tiles + slot(near) * pixels_size(), near);
+            const Pixels grad = pixels(call.grad, grad_tiles, near, slot(near));
             source.grad = grad.at(row_start(near), first_pixel);
             source.grad_row = grad.row;
         }
