@@ -253,14 +253,17 @@ def _attended(
     stop, state = parts["stop"], parts["state"]
 
     def told(words: str, busy: bool) -> dict[Any, Any]:
-        return {parts["map"]: gr.skip()} if quiet else {stop: gr.Button(interactive=busy), state: STATE.format(words)}
+        return {stop: gr.Button(interactive=busy), state: STATE.format(words)}
 
     async def attended(request: gr.Request, *inputs: Any) -> AsyncGenerator[dict[Any, Any]]:
-        words = ""
+        words, latest = "", {parts["map"]: gr.skip()}
         try:
             async with aclosing(page.turns.attend(_visitor(request), kind, lambda s: work(s, *inputs))) as steps:
                 async for found in steps:
-                    yield told(_standing(found), True) if isinstance(found, Standing) else found
+                    if not isinstance(found, Standing):
+                        yield (latest := found)
+                    else:  # an input that is skipped after its value came would lose its file's path in the browser
+                        yield latest if quiet else told(_standing(found), True)
         except Full as error:
             raise refusal(str(error)) from error
         except Replaced:  # the newer one says how things stand
@@ -268,9 +271,9 @@ def _attended(
         except GivenUp:
             words = "Stopped"
         except gr.Error:
-            yield told("", False)
+            yield latest if quiet else told("", False)
             raise
-        yield told(words, False)
+        yield latest if quiet else told(words, False)
 
     return attended
 
