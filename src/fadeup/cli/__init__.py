@@ -6,6 +6,7 @@ Each command imports its own room, and only when it is run.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -26,9 +27,15 @@ from fadeup.cli import (
     train,
 )
 
+EXTRAS = {"gradio": "demo"}
+"""Of modules that are not in the extra `experiments`, as long as no message of our own names theirs."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 1 where something was refused, 2 on a user's error, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name, or a sign, that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
@@ -40,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = (error.name or "").split(".")[0]
         if missing in ("", "fadeup"):
             raise
-        told = f"fadeup {arguments.command} needs {missing}, which is not installed: pip install 'fadeup[experiments]'"
+        extra = EXTRAS.get(missing, "experiments")
+        told = f"fadeup {arguments.command} needs {missing}, which is not installed: pip install 'fadeup[{extra}]'"
         if "must be installed" in str(error):  # ours, of a package that may be in no extra: it says how
             told = f"fadeup {arguments.command}: {error}"
         print(f"{processes.prefix()}{told}", file=sys.stderr)
