@@ -14,15 +14,15 @@ import torch
 
 import fadeup
 from fadeup.kernels import native, triton
-from fadeup.kernels.native import INSTALL, BuildError
+from fadeup.kernels.native import BuildError, remedy
 
 __all__ = [
-    "INSTALL",
     "BuildError",
     "build",
     "cpu_model",
     "diagnose",
     "package_version",
+    "remedy",
     "render",
     "rows",
     "vector_sets",
@@ -105,11 +105,13 @@ def diagnose() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "implementation": "eager" if problem else "native",
         "problem": problem,
-        "install": INSTALL if problem else None,
+        "install": remedy() if problem else None,
         "library": None if problem else str(native.library().path),
+        "prebuilt": None if problem else native.library().level,
         "cache": str(native.cache_folder()),
         "compiler": None if command is None else " ".join(command),
         "compiler_version": _version(command),
+        "may_compile": os.environ.get("FADEUP_JIT", "").strip() in ("", "1"),
         "gpu": _gpu(),
         "cuda": torch.version.cuda,
         "triton": package_version("triton"),
@@ -118,7 +120,9 @@ def diagnose() -> dict[str, Any]:
 
 
 def build(*, rebuild: bool = False) -> tuple[Path, float]:
-    """Put the kernels into the cache, load them, and say where they are and how many seconds it took.
+    """Have the kernels ready, load them, and say where they are and how many seconds it took.
+
+    Those that came with the package do where they fit; `rebuild` compiles others for just this CPU, into the cache.
 
     Raises:
         BuildError: They could not be built, kept or loaded.
@@ -145,15 +149,26 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             ("to do", found["install"]),
         ]
     else:
-        lines += [("impl='auto'", "native on the CPU, the fused kernels"), ("library", found["library"])]
-    described = found["compiler"] and f"{found['compiler']} ({found['compiler_version'] or 'says no version'})"
-    missing = "none" if found["problem"] else "none; the library was put into the cache before"
+        level = found["prebuilt"]
+        origin = f"came with the package, for {level} CPUs" if level else "built for this CPU"
+        lines += [
+            ("impl='auto'", "native on the CPU, the fused kernels"),
+            ("library", f"{found['library']} ({origin})"),
+        ]
     return [
         *lines,
-        ("compiler", described or missing),
+        ("compiler", _compiler(found)),
         ("cache", found["cache"] + (" (FADEUP_CACHE)" if os.environ.get("FADEUP_CACHE", "").strip() else "")),
         *_gpu_rows(found),
     ]
+
+
+def _compiler(found: dict[str, Any]) -> str:
+    if found["compiler"] is None:
+        kept = "none; the library was put into the cache before"
+        return "none" if found["problem"] else "none, and none is needed" if found["prebuilt"] else kept
+    unused = "" if found["may_compile"] else "; FADEUP_JIT forbids its use"
+    return f"{found['compiler']} ({found['compiler_version'] or 'says no version'}{unused})"
 
 
 def _gpu_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

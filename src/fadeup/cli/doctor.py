@@ -14,10 +14,12 @@ def add(commands: Any) -> None:
         "doctor",
         help="what is installed, which implementation is used and why",
         description="Versions, the CPU, which implementation impl='auto' uses on it and why. Builds the kernels where "
-        "they have not been built.",
+        "there are none; FADEUP_JIT=0 forbids that.",
     )
-    parser.add_argument("--build", action="store_true", help="put the kernels into the cache now; 1 where that fails")
-    parser.add_argument("--rebuild", action="store_true", help="the same, even where they are there already")
+    parser.add_argument("--build", action="store_true", help="have the kernels ready now; 1 where that fails")
+    parser.add_argument(
+        "--rebuild", action="store_true", help="the same, compiled for this CPU even where there are some already"
+    )
     parser.add_argument("--json", action="store_true", help="the diagnosis as JSON")
     parser.set_defaults(run=_doctor)
 
@@ -30,7 +32,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         try:
             path, seconds = doctor.build(rebuild=arguments.rebuild)
         except doctor.BuildError as error:
-            print(f"fadeup doctor: the CPU kernels could not be built: {error}; {doctor.INSTALL}", file=sys.stderr)
+            print(f"fadeup doctor: the CPU kernels could not be built: {error}; {doctor.remedy()}", file=sys.stderr)
             return 1
         built = {"built": {"path": str(path), "seconds": seconds}}
     if arguments.json:

@@ -1,8 +1,9 @@
-"""Builds `native.cpp` for the CPU it runs on, keeps the result, and calls it on PyTorch's own threads.
+"""Finds or builds the library of `native.cpp` for the CPU it runs on, and calls it on PyTorch's own threads.
 
-The library is compiled once, with the system's C++ compiler, into a private folder under the user's cache directory
-(`FADEUP_CACHE` moves it). A file there is loaded only if it belongs to this user and ends with the digest of itself and
-of what it was built from: source, flags and CPU. Anything else is built again.
+Wheels for x86-64 Linux bring libraries for two levels of CPUs in `prebuilt`. Elsewhere one is compiled once, with the
+system's C++ compiler, into a private folder under the user's cache directory (`FADEUP_CACHE` moves it); `FADEUP_JIT=0`
+forbids that. A file there is loaded only if it is this user's alone and ends with the digest of itself and of what it
+was built from: source, flags and CPU. Anything else is built again.
 """
 
 from __future__ import annotations
@@ -40,8 +41,18 @@ FLAGS = (
 )
 # The first that the compiler takes. What gcc leaves out in the first saves a fifth of its time and costs no speed.
 CPU_FLAGS = (("-march=native", "-fno-ipa-cp-clone", "-fno-tree-pre"), ("-march=native",), ("-mcpu=native",), ())
+PREBUILT = SOURCE.with_name("prebuilt")
+_V3 = {"x86_64", "abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
+# What a CPU has to have for the libraries of a wheel, in the words of /proc/cpuinfo; the best first.
+LEVELS = {
+    "x86-64-v4": _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "x86-64-v3": _V3,
+}
+# On a Zen 3 as fast as -march=native; by gcc's generic choice the backward takes 4 to 20 % longer.
+TUNE = "-mtune=znver3"
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_SECONDS = 120
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 STREAM_BYTES = 4 << 20
 HUGE_BYTES = 32 << 20
@@ -63,6 +74,11 @@ class Library:
     peak: Any
     parallel_for: ctypes.c_void_p
 
+    @property
+    def level(self) -> str | None:
+        """The level of CPUs for which it came with the package; None where it was built for this CPU."""
+        return self.path.stem.removeprefix("native-") if self.path.parent == PREBUILT else None
+
 
 # ---- what identifies a build ----
 
@@ -78,10 +94,13 @@ def cpu() -> str:
     return " ".join([platform.machine(), platform.processor(), *fields.values()])
 
 
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join([SOURCE.read_text(), *FLAGS, *parts]).encode()).hexdigest()
+
+
 def fingerprint() -> str:
     """Digest of source, flags and CPU: what a library must have been built from to be loaded here."""
-    text = "\0".join([SOURCE.read_text(), *FLAGS, repr(CPU_FLAGS), cpu(), sys.platform])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest(repr(CPU_FLAGS), cpu(), sys.platform)
 
 
 def compiler() -> list[str] | None:
@@ -96,6 +115,24 @@ def compiler() -> list[str] | None:
         if path:
             return [path, *command[1:]]
     return None
+
+
+def may_compile() -> bool:
+    """Whether `FADEUP_JIT` allows to compile the kernels; it does where it is not set.
+
+    Raises:
+        BuildError: It is neither 0 nor 1.
+    """
+    chosen = os.environ.get("FADEUP_JIT", "").strip()
+    if chosen not in ("", "0", "1"):
+        raise BuildError(f"FADEUP_JIT must be 0 or 1, got {chosen}")
+    return chosen != "0"
+
+
+def remedy() -> str:
+    """What gives the kernels to a machine that has to do without them."""
+    chosen = os.environ.get("FADEUP_JIT", "").strip()
+    return INSTALL if chosen in ("", "1") else "set FADEUP_JIT=1, which allows to compile them"
 
 
 def _compiler_mark(command: Sequence[str]) -> str:
@@ -118,8 +155,8 @@ def cache_folder() -> Path:
     return Path(base or "~/.cache").expanduser().absolute() / "fadeup"
 
 
-def _is_private(status: os.stat_result) -> bool:
-    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+def _is_private(status: os.stat_result, forbidden: int) -> bool:
+    return status.st_uid == os.getuid() and not status.st_mode & forbidden
 
 
 def _open_cache() -> Path:
@@ -131,7 +168,7 @@ def _open_cache() -> Path:
         status = folder.stat()
     except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that nobody knows
         raise BuildError(f"the cache folder {folder} cannot be used: {error}; set FADEUP_CACHE to another") from error
-    if not _is_private(status):
+    if not _is_private(status, OTHERS_WRITE):
         raise BuildError(
             f"the cache folder {folder} must belong to this user and be writable by nobody else: chmod 700 {folder}, "
             "or set FADEUP_CACHE to another"
@@ -144,16 +181,44 @@ def _sealed(content: bytes, mark: str) -> bytes:
     return content + hashlib.sha256(mark.encode() + content).digest()
 
 
-def _is_sound(path: Path, mark: str) -> bool:
-    """Whether the file is this user's, whole, and built from what `mark` stands for."""
+def _is_sound(path: Path, mark: str, *, shipped: bool = False) -> bool:
+    """Whether the file is whole, built from what `mark` stands for, and nobody else's work.
+
+    In the cache it has to be this user's alone and no link. A `shipped` one is the package's, whoever installed that
+    and however (some installers link); it is refused where anybody may write to it.
+    """
+    flags = os.O_NONBLOCK | (0 if shipped else os.O_NOFOLLOW)  # a pipe would be waited for
     try:
-        status = path.stat()
-        content = path.read_bytes()
+        with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+            status = os.fstat(file.fileno())
+            private = not status.st_mode & stat.S_IWOTH if shipped else _is_private(status, stat.S_IRWXG | stat.S_IRWXO)
+            if not private or not stat.S_ISREG(status.st_mode):
+                return False
+            content = file.read()
     except OSError:
         return False
-    if not stat.S_ISREG(status.st_mode) or not _is_private(status):
-        return False
     return len(content) > 32 and _sealed(content[:-32], mark) == content
+
+
+def _cached(mark: str, command: Sequence[str] | None) -> Path | None:
+    """The library of this compiler in the cache; without one, any: it was put there when this image was made."""
+    try:
+        folder = cache_folder()
+        if not _is_private(folder.stat(), OTHERS_WRITE):
+            return None
+    except (OSError, RuntimeError):
+        return None
+    by = "*" if command is None else _compiler_mark(command)
+    return next((path for path in sorted(folder.glob(f"native-{mark[:16]}-{by}.so")) if _is_sound(path, mark)), None)
+
+
+def _prebuilt() -> Path | None:
+    """The library for the highest level of this CPU that came with the package."""
+    if not PREBUILT.is_dir() or platform.libc_ver()[0] != "glibc":
+        return None
+    has = set(cpu().split())
+    paths = {level: PREBUILT / f"native-{level}.so" for level, needs in LEVELS.items() if needs <= has}
+    return next((path for level, path in paths.items() if _is_sound(path, _digest(level), shipped=True)), None)
 
 
 @contextlib.contextmanager
@@ -178,38 +243,60 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def build(*, rebuild: bool = False) -> Path:
-    """Path of a sound library for this CPU: from the cache, or compiled now and kept there.
+    """Path of a sound library: one in the cache that was built for this CPU, else the package's, else compiled now.
+
+    Where the package's fits, nothing is compiled unless `rebuild` asks for it. What is compiled is kept in the cache.
 
     Raises:
-        BuildError: There is no compiler, it failed or took more than two minutes, or there is nowhere to write.
+        BuildError: There is none, and `FADEUP_JIT` forbids compiling, there is no compiler, it failed or took more than
+            two minutes, or there is nowhere to write.
     """
-    mark, command = fingerprint(), compiler()
+    allowed = may_compile()
+    mark, command = fingerprint(), compiler() if allowed else None
+    found = None if rebuild else _cached(mark, command) or _prebuilt()
+    if found:
+        return found
+    if not allowed:
+        missing = "" if rebuild else ", and neither the package nor the cache has a library for this CPU"
+        raise BuildError(f"FADEUP_JIT=0 forbids compiling{missing}")
     folder = _open_cache()
-    if command is None:  # one that was put there when this image was made will do, whatever built it
-        for path in sorted(folder.glob(f"native-{mark[:16]}-*.so")):
-            if _is_sound(path, mark):
-                return path
+    if command is None:
         chosen = os.environ.get("CXX")
         raise BuildError(f"CXX={chosen} was not found" if chosen else "there is no C++ compiler")
     target = folder / f"native-{mark[:16]}-{_compiler_mark(command)}.so"
-    if not rebuild and _is_sound(target, mark):
-        return target
     try:
         with _lock(folder):
             if rebuild or not _is_sound(target, mark):
-                _compile(command, folder, target, mark)
+                _compile(command, folder, target, mark, CPU_FLAGS)
     except OSError as error:
         raise BuildError(f"the cache folder {folder} cannot be used: {error}; set FADEUP_CACHE to another") from error
     return target
 
 
-def _compile(command: list[str], folder: Path, target: Path, mark: str) -> None:
-    logger.info("fadeup: building the CPU kernels, once for this machine")
-    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
+def prebuild(level: str, folder: Path, *flags: str) -> Path:
+    """Compile, with `flags` besides ours, the library that a wheel brings for CPUs of `level`.
+
+    Raises:
+        BuildError: There is no compiler, or it failed.
+    """
+    command, target = compiler(), folder / f"native-{level}.so"
+    if command is None:
+        raise BuildError("there is no C++ compiler")
+    chosen = (f"-march={level}", TUNE, *flags)
+    _compile(command, folder, target, _digest(level), ((*chosen, *CPU_FLAGS[0][1:]), chosen))
+    return target
+
+
+def _compile(command: list[str], folder: Path, target: Path, mark: str, choices: Sequence[Sequence[str]]) -> None:
+    logger.info("fadeup: building the CPU kernels")
+    for left in folder.glob("build-*-*"):  # by builds whose processes were killed
+        if not _lives(left.name.split("-")[1]):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"build-{os.getpid()}-") as work:
         made, sealed, error = Path(work) / "native.so", Path(work) / "sealed.so", ""
         halves = {part: Path(work) / f"{part}.o" for part in (1, 2)}
-        for cpu_flags in CPU_FLAGS:
-            flags = [*FLAGS, *cpu_flags]
+        for choice in choices:
+            flags = [*FLAGS, *choice]
             error = _run(
                 [[*command, *flags, f"-DFADEUP_PART={n}", "-c", str(SOURCE), "-o", str(o)] for n, o in halves.items()]
             )
@@ -224,6 +311,16 @@ def _compile(command: list[str], folder: Path, target: Path, mark: str) -> None:
             os.fsync(file.fileno())
         sealed.chmod(0o700)
         sealed.replace(target)
+
+
+def _lives(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError, ValueError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _run(commands: list[list[str]]) -> str:
@@ -337,7 +434,7 @@ def is_available() -> bool:
         _warned = True
         warnings.warn(
             f"fadeup's CPU kernels could not be built ({reason}); the slower impl='eager' is used. To have them, "
-            f"{INSTALL}; `fadeup doctor` tells more.",
+            f"{remedy()}; `fadeup doctor` tells more.",
             RuntimeWarning,
             stacklevel=2,
         )

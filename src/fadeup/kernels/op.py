@@ -37,7 +37,7 @@ def choose(impl: str, x: Tensor | None = None) -> str:
     if impl == "native" and (reason := native.problem()):
         raise ValueError(
             f"impl must be 'auto', 'eager' or 'reference' here, got 'native', which could not be built ({reason}); "
-            f"{native.INSTALL}"
+            f"{native.remedy()}"
         )
     if impl == "triton" and x is not None and (reason := triton.problem(x.device, x.dtype)):
         raise ValueError(
