@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Modules are compiled when they are first imported, and kept; pip would take two of its four minutes to compile 20,000.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo bench bench-tables test lint types docs unit chromium screenshots clean
+.PHONY: setup demo bench bench-tables compat test lint types docs unit chromium screenshots clean
 
 setup: $(VENV)/.installed
 
@@ -51,6 +51,19 @@ chromium:
 # of tests/conftest.py: by the number of their tests, the longest would come last.
 unit: setup chromium
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# The core's tests on the oldest torch that is supported and on a newer Python: several GB of downloads, then half an hour.
+# What was found is in docs/reliability.md.
+PYTHON313 ?= python3.13
+CORE := tests/kernels/test_reassemble.py tests/kernels/test_native.py tests/upsamplers tests/metrics tests/models \
+	tests/plug/test_upgrade.py tests/test_semi_shift.py tests/test_losses.py tests/test_engine.py
+compat:
+	$(PYTHON) -m venv build/torch-2.10
+	build/torch-2.10/bin/pip install --quiet --editable '.[all,dev]' 'torch==2.10.*' 'torchvision==0.25.*'
+	OMP_NUM_THREADS=1 build/torch-2.10/bin/pytest -p no:cacheprovider -m 'not slow' $(CORE)
+	$(PYTHON313) -m venv build/python-3.13
+	build/python-3.13/bin/pip install --quiet --editable '.[all,dev]'
+	OMP_NUM_THREADS=1 build/python-3.13/bin/pytest -p no:cacheprovider -m 'not slow' $(CORE)
 
 # site/index.html opens as a file; its search needs a server: python -m http.server --directory site
 docs: setup
