@@ -353,7 +353,7 @@ def test_a_segformer_that_is_not_in_the_cache_yet_is_found_on_the_hub(repository
     network = lively(SegFormer(LITE0, 3, channels=8))
     network.push_to_hub("user/net")
 
-    def asked(name):
+    def asked(name, **options):
         hub.hf_hub_download(name, "config.json")  # as transformers does, before it sees that it is another library's
         raise ValueError(f"Unrecognized model in {name}")
 
@@ -471,7 +471,7 @@ def test_a_shared_network_of_the_hub_is_a_model_for_predict(tmp_path, repository
     share(tmp_path / "run", tmp_path / "shared", push="user/net", private=True)
     assert "hf download user/net --local-dir net\n" in repository["user/net"]["README.md"].decode()
 
-    def asked(name):
+    def asked(name, **options):
         hub.hf_hub_download(name, "config.json")
         raise ValueError("Unrecognized model")
 
@@ -560,7 +560,11 @@ def test_a_file_that_leaves_out_the_trunk_asks_for_its_weights(tmp_path, monkeyp
     save_file(state, tmp_path / "model.safetensors", {"fadeup": json.dumps({"without": without})})
 
     def trunk(module, name, weights):
-        assert (name, weights) == (LITE0, "imagenet")
+        assert name == LITE0
+        if weights is None:  # to compare shapes, without memory
+            assert next(module.parameters()).is_meta
+            return
+        assert weights == "imagenet"
         module.load_state_dict(network.backbone.state_dict())
 
     monkeypatch.setattr("fadeup.models.segformer.load_backbone", trunk)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fadeup.reading import parsed, read_torch
+
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary name, synced, renamed.
@@ -65,8 +67,10 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         ValueError: The file is damaged or no checkpoint, or of another training than `identity`.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        held, state = json.loads(content["identity"]), content["state"]
+        content = read_torch(path)
+        held, state = parsed(content["identity"]), content["state"]
+        if not isinstance(held, dict) or not isinstance(state, dict):
+            raise TypeError(f"a {type(held).__name__} and a {type(state).__name__} in place of dictionaries")
     except Exception as error:  # zip, pickle, key and type errors alike
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} must be a whole checkpoint, got {reason}; delete it to start again") from error
@@ -108,9 +112,12 @@ def read_about(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} must be a file of weights, got no such file; fadeup train writes one")
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["fadeup"])
+            about = parsed(file.metadata()["fadeup"])
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} must be weights that fadeup train wrote, got {error}") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} must be weights that fadeup train wrote, got a {type(about).__name__} of them")
+    return about
 
 
 def load_weights(path: Path, model: nn.Module, *, without: str = "") -> None:
@@ -122,14 +129,39 @@ def load_weights(path: Path, model: nn.Module, *, without: str = "") -> None:
         without: Beginning of the names that the file leaves out, and the network keeps; empty for none.
 
     Raises:
-        ValueError: Names or shapes differ; the message names the first of them.
+        ValueError: The file is damaged, names or shapes differ, or values are complex; the message names the first.
     """
     from safetensors.torch import load_file
 
-    held, own = load_file(path), model.state_dict()
-    expected = {name: tensor for name, tensor in own.items() if not (without and name.startswith(without))}
+    check_shapes(path, model, without=without)
+    held = load_file(path)
+    odd = [name for name, tensor in held.items() if tensor.is_complex()]
+    if odd:
+        raise ValueError(f"{path} must hold real values, got {held[odd[0]].dtype} as {odd[0]}")
+    model.load_state_dict(model.state_dict() | held)
+
+
+def check_shapes(path: Path, model: nn.Module, *, without: str = "") -> None:
+    """Refuse a safetensors file whose names and shapes are not the network's; its values are not read.
+
+    Args:
+        path: Of the file.
+        model: The network, which may be on torch's device `"meta"`, without memory of its own.
+        without: As in `load_weights`.
+
+    Raises:
+        ValueError: The file is damaged, or a name or shape differs; the message names the first.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} must be a whole safetensors file, got {error}") from error
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: shape for name, shape in own.items() if not (without and name.startswith(without))}
     for name in sorted(held.keys() | expected.keys()):
-        there, here = (tuple(group[name].shape) if name in group else "nothing" for group in (held, expected))
+        there, here = (group.get(name, "nothing") for group in (held, expected))
         if there != here:
             raise ValueError(f"{path} must fit the network, got {name} of {there} in place of {here}")
-    model.load_state_dict(own | held)

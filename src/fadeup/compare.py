@@ -19,7 +19,9 @@ from fadeup.bench import environment
 from fadeup.checkpoint import differences, save_arrays, write
 from fadeup.cost import network_cost
 from fadeup.engine import Setting, evaluate, predict, train
+from fadeup.journal import sweep
 from fadeup.predict import save_trained
+from fadeup.reading import parsed, read_arrays, read_json
 from fadeup.recipes.recipe import Metric, Recipe, Split
 from fadeup.upsamplers import resolve
 
@@ -98,6 +100,8 @@ class RunFolder:
             raise ValueError(f"{path} must be a new or empty folder, or one of an earlier run; choose another --name")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            for folder in (path, path / "rows", path / "checkpoints", path / "weights"):
+                sweep(folder)
             write(path / "config.json", json.dumps(config, indent=2).encode())
         except OSError as error:
             raise OSError(f"{path} must be a folder that can be written, got {error}; choose another --out") from error
@@ -106,9 +110,13 @@ class RunFolder:
         if not resume:
             raise FileExistsError(f"{self.path} must be new, got a run; use --resume to go on or choose another --name")
         try:
-            held = json.loads((self.path / "config.json").read_text())
+            held = read_json(self.path / "config.json")
         except ValueError as error:
             raise ValueError(f"{self.path / 'config.json'} must be JSON, got {error}; choose another --name") from error
+        if not isinstance(held, dict):
+            raise ValueError(
+                f"{self.path / 'config.json'} must hold a configuration, got {held!r:.80}; choose another --name"
+            )
         if differing := differences(held, config):
             raise ValueError(
                 f"{self.path} must hold the same configuration to resume, got {differing}; "
@@ -133,18 +141,15 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                meta = json.loads(str(file["meta"]))
-                statistics = {metric.name: file[f"statistics.{metric.name}"] for metric in self.recipe.metrics}
-                return TrainedRow(
-                    **meta,
-                    losses=file["losses"],
-                    statistics=statistics,
-                    pictures=file["pictures"],
-                    errors=file["errors"],
-                )
-        except Exception as error:
+            file = read_arrays(path)
+            statistics = {metric.name: file[f"statistics.{metric.name}"] for metric in self.recipe.metrics}
+            arrays: dict[str, Any] = {name: file[name] for name in ("losses", "pictures", "errors")}
+            meta: dict[str, Any] = parsed(str(file["meta"]))
+            row = TrainedRow(**meta, **arrays, statistics=statistics)
+            _check_row(row, upsampler, seed)
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must be a finished row, got {error}; delete it to run the row again") from error
+        return row
 
     def save(self, row: TrainedRow) -> None:
         """Write a finished row whole; the checkpoint of its training is no longer needed."""
@@ -155,6 +160,30 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         save_arrays(path, {"meta": np.array(json.dumps(meta)), **arrays})
         self.checkpoint_path(row.upsampler, row.seed).unlink(missing_ok=True)
+
+
+def _check_row(row: TrainedRow, upsampler: str, seed: int) -> None:
+    """Refuse what the table and the report could not be made of."""
+    if (row.upsampler, row.seed) != (upsampler, seed):
+        raise ValueError(f"upsampler {row.upsampler!r}, seed {row.seed!r}")
+    for name in ("seconds", "parameters", "macs"):
+        if not isinstance(getattr(row, name), int | float):
+            raise ValueError(f"{getattr(row, name)!r:.80} as {name}")
+    statistics = list(row.statistics.values())
+    scored = {len(values) if values.ndim == 2 and values.size else 0 for values in statistics}
+    ndims = row.losses.ndim, row.pictures.ndim, row.errors.ndim
+    kinds = [array.dtype.kind for array in (row.losses, row.pictures, row.errors, *statistics)]
+    if (
+        len(scored) != 1
+        or 0 in scored
+        or ndims[0] != 1
+        or not row.losses.size
+        or ndims[1] not in (3, 4)
+        or ndims[2] != 3
+    ):
+        raise ValueError("arrays of other shapes")
+    if not set(kinds) <= set("fiub"):
+        raise ValueError("arrays that are no numbers")
 
 
 def _is_new(path: Path) -> bool:
@@ -254,6 +283,8 @@ def compare(
         for upsampler in upsamplers:
             row = folder.load(upsampler, seed)
             resumed = row is not None
+            if resumed:  # a process killed right after it wrote the row has left its checkpoint
+                folder.checkpoint_path(upsampler, seed).unlink(missing_ok=True)
             if row is None:
                 on_start(upsampler, seed, recipe.steps(data))
                 path = folder.checkpoint_path(upsampler, seed)

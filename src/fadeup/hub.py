@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from fadeup.models.pretrained import Pretrained
 from fadeup.models.weights import needed
 from fadeup.predict.provenance import provenance
 from fadeup.predict.trained import ASSETS, load_trained, shipped, weights_file
+from fadeup.reading import read_json
 
 
 def share(
@@ -65,7 +65,7 @@ def _more(path: Path) -> dict[str, Any]:
         if path == ASSETS / entry["file"]:
             return entry
     try:
-        results = json.loads(path.with_name("results.json").read_text(encoding="utf-8"))
+        results = read_json(path.with_name("results.json"))
     except (OSError, ValueError):
         return {}
     return results if isinstance(results, dict) else {}

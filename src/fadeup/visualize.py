@@ -7,6 +7,7 @@ any network with upsamplers of ours in it, an upgraded one of somebody else too.
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from fadeup.functional import WATCHERS, nearest
 from fadeup.kernels.reference import kernels
 from fadeup.metrics.segmentation import boundary_map, boundary_width
 from fadeup.plug.trace import evaluating
+from fadeup.reading import read_arrays
 from fadeup.report import COLORS, zoom
 from fadeup.upsamplers.upsampler import Upsampler
 
@@ -320,6 +322,7 @@ def read_snapshots(run: Path) -> dict[int, dict[str, np.ndarray]]:
 
     Raises:
         FileNotFoundError: The folder has none.
+        ValueError: One is damaged, too large, or holds something else.
     """
     files = sorted((run / "snapshots").glob("step*.npz"))
     if not files:
@@ -329,9 +332,20 @@ def read_snapshots(run: Path) -> dict[int, dict[str, np.ndarray]]:
         )
     found = {}
     for file in files:
-        with np.load(file, allow_pickle=False) as arrays:
-            found[int(file.stem.removeprefix("step"))] = {name: arrays[name] for name in arrays.files}
+        step, arrays = file.stem.removeprefix("step"), read_arrays(file)
+        if not step.isdecimal() or not arrays or not all(map(_is_snapshot, arrays.items())):
+            raise ValueError(
+                f"{file} must hold feature.N and gradient.N, pictures of numbers, got "
+                f"{', '.join(arrays)[:80] or 'none'}; delete it, or train anew"
+            )
+        found[int(step)] = arrays
     return found
+
+
+def _is_snapshot(item: tuple[str, np.ndarray]) -> bool:
+    name, array = item
+    named = re.fullmatch(r"(feature|gradient)\.[0-9]{1,9}", name) is not None
+    return named and array.ndim == 2 and array.size > 0 and array.dtype.kind in "fiu"
 
 
 def figure_snapshots(

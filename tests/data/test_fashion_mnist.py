@@ -123,11 +123,11 @@ def test_not_idx(tmp_path, content):
         read_idx(path)
 
 
-@pytest.mark.parametrize("extra", [-1, 1])
-def test_content_shorter_or_longer_than_its_header(tmp_path, extra):
+@pytest.mark.parametrize(("extra", "got"), [(-1, "4"), (1, "more")])
+def test_content_shorter_or_longer_than_its_header(tmp_path, extra, got):
     header = bytes([0, 0, 8, 1]) + np.array([5], ">u4").tobytes()
     write_idx(tmp_path / "x.gz", np.zeros(5 + extra, np.uint8), header)
-    with pytest.raises(ValueError, match=rf"must hold 5 values for its shape \(5,\), got {5 + extra}"):
+    with pytest.raises(ValueError, match=rf"must hold 5 values for its shape \(5,\), got {got}"):
         read_idx(tmp_path / "x.gz")
 
 

@@ -136,16 +136,10 @@ def test_missing_file_and_folder(tmp_path):
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])  # above Pillow's warning, above its refusal
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bomb(tmp_path, side):
     path = write_png(tmp_path / "bomb.png", side, side, 1, b"")
     with pytest.raises(ValueError, match=r"bomb\.png must have at most 89478485 pixels, got"):
         read_photo(path)
-
-
-def test_decompression_bomb_where_warnings_are_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"bomb\.png must have at most 89478485 pixels, got more: Image size"):
-        read_photo(write_png(tmp_path / "bomb.png", 10_000, 10_000, 1, b""))
 
 
 def test_more_pixels_than_asked_for(tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fadeup.data.labelled import IGNORED, LabelledImages, check_count, check_split, find_pairs, find_root
+from fadeup.data.labelled import IGNORED, LabelledImages, check_count, check_split, find_pairs, find_root, read_lines
 
 COUNTS = {"training": 20210, "validation": 2000}
 SPLITS = {"train": "training", "val": "validation"}
@@ -50,7 +50,7 @@ def _names(path: Path) -> tuple[str, ...]:
     """From rows of number, ratio, counts and names, tabs between them; the first of the names, which have commas."""
     if not path.is_file():
         return tuple(f"class {number}" for number in range(1, CLASSES + 1))
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split("\t") for line in read_lines(path)]
     names = tuple(row[-1].split(",")[0].strip() for row in rows if row[0].strip().isdigit())
     if len(names) != CLASSES:
         raise ValueError(f"{path} must have {CLASSES} names, got {len(names)}; take it from the data set's archive")

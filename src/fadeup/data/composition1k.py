@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from fadeup.data.labelled import check_count, check_split, find_pairs, find_pictures, find_root
+from fadeup.data.labelled import (
+    check_count,
+    check_inside,
+    check_split,
+    find_pairs,
+    find_pictures,
+    find_root,
+    read_lines,
+)
 from fadeup.data.matting import (
     Foreground,
     MattingImages,
@@ -181,4 +189,4 @@ def _foregrounds(folder: Path, names: str, required: bool = False) -> dict[str, 
 def _names(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} must be a list of names, got no such file; {OBTAIN}")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [check_inside(path, line.strip()) for line in read_lines(path) if line.strip()]

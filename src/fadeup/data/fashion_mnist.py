@@ -6,10 +6,15 @@ Source: Xiao, Rasul, Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmar
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
+
+from fadeup.reading import LIMIT, pixel_limit
 
 ASSETS = Path(__file__).parent.parent / "assets" / "fashion-mnist"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -19,32 +24,46 @@ SIZE = 28
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read a gzipped IDX file of unsigned bytes, whole or not at all.
+    """Read a gzipped IDX file of unsigned bytes, whole or not at all; no more is unpacked than its header says.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not gzip, not IDX of unsigned bytes, truncated, or longer than its header says.
+        ValueError: It is not gzip, not IDX of unsigned bytes, truncated, longer than its header says, or of more values
+            than `fadeup.reading.pixel_limit()`.
     """
     try:
         with gzip.open(path) as file:
-            content = file.read()
+            shape = _shape(path, file.read(4), file)
+            expected = math.prod(shape)
+            content = _read(file, expected + 1)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.name} must be in {path.parent}, got no such file; {OBTAIN}") from None
-    except (OSError, EOFError) as error:  # OSError: not gzip; EOFError: cut off
+    except (OSError, EOFError, zlib.error) as error:  # OSError: not gzip; EOFError: cut off
         raise ValueError(f"{path} must be a whole gzip file, got {error}; {OBTAIN}") from error
-    dimensions = content[3] if len(content) >= 4 and content[:3] == b"\x00\x00\x08" else 0
-    start = 4 + 4 * dimensions
-    if not 1 <= dimensions <= 3 or len(content) < start:
-        raise ValueError(
-            f"{path} must be an IDX file of unsigned bytes, got a header of {content[:4].hex() or 'nothing'}"
-        )
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", dimensions, 4))
-    expected = int(np.prod(shape, dtype=np.int64))
-    if len(content) - start != expected:
-        raise ValueError(
-            f"{path} must hold {expected} values for its shape {shape}, got {len(content) - start}; {OBTAIN}"
-        )
-    return np.frombuffer(content, np.uint8, expected, start).reshape(shape)
+    if len(content) != expected:
+        got = len(content) if len(content) < expected else "more"
+        raise ValueError(f"{path} must hold {expected} values for its shape {shape}, got {got}; {OBTAIN}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _shape(path: Path, start: bytes, file: io.BufferedIOBase) -> tuple[int, ...]:
+    """The shape that an IDX file's header says."""
+    dimensions = start[3] if len(start) == 4 and start[:3] == b"\x00\x00\x08" else 0
+    sizes = file.read(4 * dimensions) if 1 <= dimensions <= 3 else b""
+    if not sizes or len(sizes) < 4 * dimensions:
+        raise ValueError(f"{path} must be an IDX file of unsigned bytes, got a header of {start.hex() or 'nothing'}")
+    shape = tuple(np.frombuffer(sizes, ">u4").tolist())
+    if math.prod(shape) > pixel_limit():
+        raise ValueError(f"{path} must have at most {pixel_limit()} values, got {shape}; set {LIMIT} to more")
+    return shape
+
+
+def _read(file: io.BufferedIOBase, most: int) -> bytes:
+    """Up to so many bytes; memory is taken as they come, and not for what a header promises."""
+    content = bytearray()
+    while len(content) < most and (part := file.read(min(1 << 20, most - len(content)))):
+        content += part
+    return bytes(content)
 
 
 def fashion_mnist(split: str, source: str | Path = "assets") -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from fadeup.data.labelled import (
     find_pairs,
     find_root,
     read_label,
+    read_lines,
     seeded_split,
 )
 
@@ -71,7 +72,7 @@ def _pairs(path: Path, split: str, seed: int) -> tuple[tuple[Path, Path], ...]:
 def _names(path: Path, pairs: dict[str, tuple[tuple[Path, Path], ...]]) -> tuple[str, ...]:
     listed = path / "classes.txt"
     if listed.is_file():
-        names = tuple(line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in read_lines(listed) if line.strip())
         if not names:
             raise ValueError(f"{listed} must have a class name on each line, got none")
         return names

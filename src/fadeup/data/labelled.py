@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import torch
@@ -13,28 +16,32 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fadeup.reading import LIMIT, MAX_PIXELS, pixel_limit
+
 IGNORED = 255
 """The label of pixels that are neither learned nor scored."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 89_478_485  # above this many PIL itself warns of a decompression bomb
 GREY16 = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 # PIL spreads grey values of 2 and 4 bits over 0–255; in a label they are class numbers.
 SPREAD = {"L;2": 85, "L;4": 17, "L;2I": 85, "L;4I": 17}
+SMALLER = f"scale it down, or set {LIMIT} to more"
+PIL_LIMIT = threading.Lock()
+"""Held while `Image.MAX_IMAGE_PIXELS` is another."""
 
 Pair = tuple[Path, Path]
 """The files of a photograph and of its label."""
 
 
-def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_photo(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
     """Read a photograph as it is meant to be seen.
 
     EXIF rotation is applied, 16-bit grey is divided by 257, transparent parts are shown on white, of several frames the
     first is taken.
 
     Args:
-        path: JPEG, PNG, WebP, TIFF, BMP or another format of PIL; 1-bit, grey, palette, RGB, RGBA or CMYK.
-        max_pixels: Refuse pictures with more; values above 89,478,485 are up to PIL's own limit.
+        path: JPEG, PNG, WebP, TIFF, BMP or another format of PIL but EPS; 1-bit, grey, palette, RGB, RGBA or CMYK.
+        max_pixels: Refuse pictures with more; None for `$FADEUP_MAX_PIXELS`, by default 89,478,485.
 
     Returns:
         RGB, uint8, `(3, H, W)`.
@@ -52,12 +59,12 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     elif image.mode == "F":
         raise ValueError(f"{path} must have 8 or 16 bits a value, got floating point; convert it to 8 bits")
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = converted(image, "RGBA", path)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(converted(image, "RGB", path))).permute(2, 0, 1).contiguous()
 
 
-def read_label(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_label(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
     """Read the class numbers of a label picture.
 
     Args:
@@ -92,26 +99,61 @@ def read_label(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return torch.from_numpy(values.astype(np.uint8) // spread)
 
 
-def open_picture(path: Path, max_pixels: int) -> tuple[Image.Image, int]:
+def open_picture(path: Path, max_pixels: int | None = None) -> tuple[Image.Image, int]:
     """The decoded, upright picture and the factor by which PIL has spread its values."""
+    limit = pixel_limit(max_pixels)
     if not path.is_file():
         raise FileNotFoundError(f"{path} must be a picture, got {'a folder' if path.is_dir() else 'no such file'}")
     try:
-        with Image.open(path) as image:
+        with _decoding(limit), Image.open(path) as image:
             size, kind = image.size, image.format
             layout = image.tile[0].args if image.tile else ""
             spread = SPREAD.get(layout[0] if isinstance(layout, tuple) else str(layout), 1)
-            if size[0] * size[1] <= max_pixels:
+            if kind == "EPS":
+                raise ValueError("EPS, a program that another program would run")
+            if size[0] * size[1] <= limit:
                 image = ImageOps.exif_transpose(image)  # loads it, and returns a copy
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path} must have at most {max_pixels} pixels, got more: {error}") from error
+        raise ValueError(f"{path} must have at most {limit} pixels, got more: {error}; {SMALLER}") from error
     except Exception as error:  # each of PIL's decoders raises its own kind
         size = path.stat().st_size
         raise ValueError(f"{path} must be a whole picture, got {size} bytes that do not decode: {error}") from error
-    if size[0] * size[1] > max_pixels:
-        raise ValueError(f"{path} must have at most {max_pixels} pixels, got {size[0]} x {size[1]}; scale it down")
+    if size[0] * size[1] > limit or image.width * image.height > limit:
+        raise ValueError(f"{path} must have at most {limit} pixels, got {size[0]} x {size[1]}; {SMALLER}")
     image.format = kind
     return image, spread
+
+
+@contextmanager
+def _decoding(limit: int) -> Iterator[None]:
+    """PIL without its warnings, of metadata that it passes over, and with its own limit no lower than a raised one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        if limit <= MAX_PIXELS:
+            yield
+            return
+        with PIL_LIMIT:
+            before = Image.MAX_IMAGE_PIXELS
+            if before is not None:
+                Image.MAX_IMAGE_PIXELS = max(before, limit)
+            try:
+                yield
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
+
+
+def converted(image: Image.Image, mode: str, path: str | Path) -> Image.Image:
+    """The picture in another mode of PIL.
+
+    Raises:
+        ValueError: PIL cannot convert its own; the message names the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            return image.convert(mode)
+    except ValueError as error:
+        raise ValueError(f"{path} must be grey, palette, RGB or CMYK, got {image.mode}; convert it to RGB") from error
 
 
 def find_pairs(images: str | Path, labels: str | Path) -> tuple[Pair, ...]:
@@ -198,6 +240,37 @@ def find_root(root: str | Path | None, folder: str, needs: Sequence[str], obtain
             kind = "an empty one" if (path / name).is_dir() else "no such folder"
             raise FileNotFoundError(f"{path / name} must be a folder of pictures, got {kind}; {obtain}{hint}")
     return path
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        ValueError: It is not UTF-8; the message names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} must be text in UTF-8, got {error.reason} at byte {error.start}; save it anew"
+        ) from error
+
+
+def check_inside(path: Path, name: str) -> str:
+    """The name of a file that a data set's list gives, which must lie in the data set's folder.
+
+    Raises:
+        ValueError: It is absolute, leads out of the folder by `..`, or has a zero byte; the message names the list.
+    """
+    if (
+        not name
+        or "\0" in name
+        or PurePosixPath(name).is_absolute()
+        or PureWindowsPath(name).anchor
+        or (".." in PureWindowsPath(name).parts)
+    ):
+        raise ValueError(f"{path} must name files below its data set's folder, got {name!r}; mend the list")
+    return name
 
 
 def check_count(name: str, split: str, found: int, expected: int) -> None:

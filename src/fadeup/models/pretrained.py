@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 from torch import nn
 
 import fadeup
-from fadeup.checkpoint import load_weights, read_about, save_weights
+from fadeup.checkpoint import check_shapes, load_weights, read_about, save_weights
 from fadeup.models.card import MARK, model_card
 from fadeup.models.weights import needed
+from fadeup.reading import read_json
 from fadeup.upsamplers import Upsampler
 
 if TYPE_CHECKING or find_spec("huggingface_hub") is not None:
@@ -190,12 +192,16 @@ class Pretrained(PyTorchModelHubMixin, nn.Module, library_name="fadeup", tags=["
             raise ValueError(f"{name} must hold the class {cls.__name__}, got {held}; {held}.from_pretrained loads it")
         path = _fetched(name, WEIGHTS, where)
         about = read_about(path)
-        without = about.get("without", {})
+        left_out = without(path, about)
         given = {key: tuple(x) if isinstance(x, list) else x for key, x in config.items() if key[0] != "_"} | arguments
         given.pop("weights", None)
-        network = cls._built(given | ({"weights": without["weights"]} if without else {}), str(name))
-        load_weights(path, network, without=without.get("prefix", ""))
-        network.classes = config.get(CLASSES)
+        # What the folder asks for takes no memory until it is known to be what it holds.
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")  # of layers without channels
+            check_shapes(path, cls._built(given, str(name)), without=left_out.get("prefix", ""))
+        network = cls._built(given | ({"weights": left_out["weights"]} if left_out else {}), str(name))
+        load_weights(path, network, without=left_out.get("prefix", ""))
+        network.classes = class_names(config.get(CLASSES), str(name))
         network.eval()
         network.record = about if "recipe" in about else None
         return network
@@ -246,9 +252,13 @@ class Pretrained(PyTorchModelHubMixin, nn.Module, library_name="fadeup", tags=["
         with torch.random.fork_rng(devices):
             try:
                 return cls(**arguments)
-            except (TypeError, AttributeError, KeyError) as error:
+            except (FileNotFoundError, ModuleNotFoundError):  # of a trunk's weights, or of a package
+                raise
+            except ValueError as error:
+                raise ValueError(str(error) if name in str(error) else f"{error} (of {name})") from error
+            except Exception as error:  # arguments that make no network fail in many ways
                 rule = f"{name} must hold arguments of {cls.__name__} in this version"
-                raise ValueError(f"{rule}, got {error}") from error
+                raise ValueError(f"{rule}, got {str(error) or type(error).__name__}") from error
 
     def _check_rebuilds(self) -> None:
         """Refuse a network whose parts were replaced, which could be uploaded and never loaded."""
@@ -264,12 +274,38 @@ class Pretrained(PyTorchModelHubMixin, nn.Module, library_name="fadeup", tags=["
                 )
 
 
+def without(path: Path, about: Mapping[str, Any]) -> dict[str, str]:
+    """What a file of weights says that it leaves out: the beginning of the names, and the weights that are there.
+
+    These are weights that a library provides: the file of somebody else names no files of this machine.
+
+    Raises:
+        ValueError: It says something else.
+    """
+    held = about.get("without") or {}
+    known = isinstance(held, dict) and all(isinstance(value, str) for value in held.values())
+    if not known or (held and (held.keys() != {"prefix", "weights"} or held["weights"] not in ("imagenet", "hed"))):
+        raise ValueError(f"{path} must leave out a trunk of 'imagenet' or 'hed' weights or nothing, got {held!r:.80}")
+    return held
+
+
+def class_names(names: Any, name: str) -> list[str] | None:
+    """Names of classes that a file tells.
+
+    Raises:
+        ValueError: They are no list of texts.
+    """
+    if names is not None and not (isinstance(names, list) and all(isinstance(x, str) for x in names)):
+        raise ValueError(f"{name} must name its classes by a list of texts, got {names!r:.80}")
+    return names
+
+
 def is_pretrained(name: str | Path) -> bool:
     """Whether `save_pretrained` wrote that folder, or that repository in the hub's cache; nothing is downloaded."""
     folder = Path(name)
     try:
         path = folder / CONFIG if folder.is_dir() else _cached(str(name), CONFIG)
-        return path is not None and KIND in json.loads(path.read_text(encoding="utf-8"))
+        return path is not None and KIND in read_json(path)
     except (OSError, ValueError, TypeError):
         return False
 
@@ -307,7 +343,7 @@ def _fetched(name: str | Path, file: str, where: Mapping[str, Any]) -> Path:
 
 def _read_config(path: Path, name: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except ValueError as error:
         raise ValueError(f"{CONFIG} of {name} must be JSON, got {error}; save the network again") from error
     if not isinstance(config, dict) or not isinstance(config.get(KIND), str):

@@ -183,11 +183,12 @@ def hugging_face(kind: str, name: str | None, origin: str, **options: Any) -> An
         raise FileNotFoundError(f"{origin!r} must be the folder of a Hugging Face checkpoint, got no such folder")
     try:
         with _quiet(transformers):
-            other = None if name is None else transformers.AutoConfig.from_pretrained(name).model_type
-            if other not in (None, "segformer"):
-                raise ValueError(f"a network of type {other!r}")
+            if name is not None:  # code that comes with a checkpoint is not run
+                kind_there = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+                if kind_there != "segformer":
+                    raise ValueError(f"a network of type {kind_there!r}")
             model, info = getattr(transformers, kind).from_pretrained(
-                name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                name, output_loading_info=True, ignore_mismatched_sizes=True, weights_only=True, **options
             )
     except OSError as error:
         raise FileNotFoundError(
@@ -247,7 +248,7 @@ def _vgg_imagenet(module: nn.Module) -> dict[str, Tensor]:
 
 def _torchvision(name: str, advice: str) -> dict[str, Tensor]:
     weights = getattr(needed("torchvision", name).models, name).IMAGENET1K_V1
-    fetch = lambda: weights.get_state_dict(progress=False, check_hash=True)  # noqa: E731
+    fetch = lambda: weights.get_state_dict(progress=False, check_hash=True, weights_only=True)  # noqa: E731
     return _downloaded(fetch, f"torchvision's {name}", f"connect, give {advice}")
 
 

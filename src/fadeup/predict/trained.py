@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import fadeup
-from fadeup.checkpoint import load_weights, read_about, save_weights
-from fadeup.models.pretrained import Pretrained, downloaded_weights
+from fadeup.checkpoint import check_shapes, load_weights, read_about, save_weights
+from fadeup.models.pretrained import Pretrained, class_names, downloaded_weights, without
 from fadeup.predict.provenance import provenance
+from fadeup.reading import read_json
 from fadeup.recipes import RECIPES, Recipe
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -58,19 +62,48 @@ def load_trained(path: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
             f"{path} must be weights that fadeup train wrote, got a network that was saved without a recipe; load it "
             f"in Python by {about['network']}.from_pretrained"
         )
-    try:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["recipe"].items()}
-        recipe = RECIPES[about["task"]](**fields)
-    except (KeyError, TypeError) as error:
-        version = about.get("fadeup", "unknown")
-        raise ValueError(f"{path} must be of a recipe of this version, got one of fadeup {version}: {error}") from error
-    without = about.get("without", {})
-    network = recipe.rebuild(about["upsampler"], about, without.get("weights"))
-    load_weights(path, network, without=without.get("prefix", ""))
+    recipe, left_out = _recipe(path, about), without(path, about)
+    build = partial(_built, path, recipe, about)
+    # What the file asks for takes no memory until it is known to be what it holds.
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # of layers without channels
+        check_shapes(path, build(None), without=left_out.get("prefix", ""))
+    network = build(left_out.get("weights"))
+    load_weights(path, network, without=left_out.get("prefix", ""))
     network.eval()
     if isinstance(network, Pretrained):
-        network.record, network.classes = provenance(recipe, about), about.get("classes")
+        network.classes = class_names(about.get("classes"), str(path))
+        try:
+            network.record = provenance(recipe, about)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} must tell scores as numbers, got {error!r:.200}") from error
     return network, recipe, about
+
+
+def _recipe(path: Path, about: dict[str, Any]) -> Recipe:
+    """The recipe that the file tells, its fields of the kinds that they have in this version."""
+    version = about.get("fadeup", "unknown")
+    try:
+        kind, given = RECIPES[about["task"]], about["recipe"]
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        recipe, usual = kind(**fields), kind()
+        for name, value in fields.items():
+            like = getattr(usual, name)
+            if like is not None and value is not None and not isinstance(value, (type(like), int)):
+                raise TypeError(f"{value!r:.80} as {name}")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} must be of a recipe of this version, got one of fadeup {version}: {error}") from error
+    return recipe
+
+
+def _built(path: Path, recipe: Recipe, about: dict[str, Any], weights: str | None) -> nn.Module:
+    try:
+        return recipe.rebuild(about["upsampler"], about, weights)
+    except (FileNotFoundError, ModuleNotFoundError):  # of the trunk's weights, or of a package
+        raise
+    except Exception as error:  # arguments that make no network fail in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(f"{path} must tell how its network is built, got {reason}") from error
 
 
 def shipped(task: str | None = None) -> dict[str, dict[str, Any]]:
@@ -130,6 +163,7 @@ def weights_file(model: str | Path) -> Path | None:
 
 def _is_hugging_face(folder: Path) -> bool:
     try:
-        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
+        return isinstance(config, dict) and "model_type" in config
     except (OSError, ValueError):
         return False

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fadeup.reading import read_torch
 from fadeup.upsamplers import a2u, carafe, dysample, fade, indexnet, sapa
 
 OFFICIAL_KEYS: dict[type[nn.Module], tuple[dict[str, str], ...]] = {
@@ -54,13 +55,16 @@ def load_official(
     if unknown or missing:
         raise ValueError(
             f"state_dict must be the weights of {module}\ngot unknown names {_shown(unknown)} and no weights for "
-            f"{_shown(missing)}; build the upsampler with the options of the checkpoint, or set prefix"
-            f"{_prefixes(state, tables)}"
+            f"{_shown(missing)}{_origin(state_dict)}; build the upsampler with the options of the checkpoint, or set "
+            f"prefix{_prefixes(state, tables)}"
         )
     wrong = {key: (tuple(own[key].shape), tuple(value.shape)) for key, value in loaded.items()}
     for key, (expected, got) in wrong.items():
         if expected != got:
-            raise ValueError(f"{key} must be {expected}, got {got}; build the upsampler with the checkpoint's channels")
+            raise ValueError(
+                f"{key} must be {expected}, got {got}{_origin(state_dict)}; build the upsampler with the checkpoint's "
+                "channels"
+            )
     module.load_state_dict(own | loaded)
 
 
@@ -99,19 +103,16 @@ def read_state(source: Mapping[str, Any] | str | os.PathLike[str], name: str = "
 
     Raises:
         ValueError: The file is of another kind, damaged, or holds more than plain data; or what is there is no
-            dictionary of tensors.
+            dictionary of dense tensors of real numbers.
         FileNotFoundError: There is no such file.
         ModuleNotFoundError: safetensors is missing.
     """
-    content: Any = source
-    origin = ""
-    if isinstance(source, str | os.PathLike):
-        content, origin = _read(Path(source), name), f" in {str(source)!r}"
+    content: Any = _read(Path(source), name) if isinstance(source, str | os.PathLike) else source
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(map(_is_named_tensor, content.items())):
-        raise ValueError(f"{name} must be a dictionary of tensors, got {_kind(content)}{origin}")
+        raise ValueError(f"{name} must be a dictionary of tensors, got {_kind(content)}{_origin(source)}")
     parallel = all(key.startswith(PARALLEL) for key in content)
     return {key.removeprefix(PARALLEL) if parallel else key: value for key, value in content.items()}
 
@@ -123,6 +124,10 @@ def select(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def _origin(source: Mapping[str, Any] | str | os.PathLike[str]) -> str:
+    return f" in {str(source)!r}" if isinstance(source, str | os.PathLike) else ""
+
+
 def _read(file: Path, name: str) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"{name} must be a file that exists, got {str(file)!r}")
@@ -131,7 +136,7 @@ def _read(file: Path, name: str) -> Any:
             from safetensors.torch import load_file
 
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return read_torch(file)
     except ImportError as error:
         raise ModuleNotFoundError(
             f"safetensors must be installed for {file.name!r}, got {error}; pip install safetensors", name="safetensors"
@@ -141,11 +146,16 @@ def _read(file: Path, name: str) -> Any:
 
 
 def _is_named_tensor(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+    name, value = item
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not (value.is_complex() or value.is_quantized or value.is_meta)
 
 
 def _kind(content: object) -> str:
     if not isinstance(content, Mapping):
         return type(content).__name__
     key, value = next(item for item in content.items() if not _is_named_tensor(item))
-    return f"{type(value).__name__} as {key!r}"
+    odd = isinstance(key, str) and isinstance(value, Tensor)
+    kind = f"{value.dtype}, {value.layout} on {value.device.type}" if odd else type(value).__name__
+    return f"{kind} as {key!r:.80}"
