@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Modules are compiled when they are first imported, and kept; pip would take two of its four minutes to compile 20,000.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo bench bench-tables compat test lint types docs unit chromium screenshots clean
+.PHONY: setup demo bench bench-tables compat test lint types docs unit chromium screenshots wheels clean
 
 setup: $(VENV)/.installed
 
@@ -68,6 +68,10 @@ compat:
 # site/index.html opens as a file; its search needs a server: python -m http.server --directory site
 docs: setup
 	$(BIN)/python scripts/docs.py build --strict
+
+# What is published, into dist/, checked and tried beside nothing but torch: x86-64 Linux with g++, ten minutes, PyPI.
+wheels: setup
+	$(BIN)/python scripts/wheels.py
 
 # Pictures of the page for docs/, which its tests take.
 screenshots: setup chromium
