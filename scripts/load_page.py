@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,14 +212,16 @@ class Life:
     def __init__(self, number: int, visitor: Visitor, seen: Seen, random: random.Random):
         self.number, self.visitor, self.seen, self.random = number, visitor, seen, random
 
-    async def live(self, end: float) -> None:
-        """Until that time."""
-        while time.monotonic() < end:
-            try:
-                await self.compare()
-            except (httpx.HTTPError, AssertionError, KeyError) as error:
-                self.seen.errors.append(f"{type(error).__name__}: {error}")
-            await asyncio.sleep(self.random.uniform(0.2, 2.0))
+    async def live(self, seconds: float) -> None:
+        """For so long; then the tab is closed, whatever is under way."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        await self.compare()
+                    except (httpx.HTTPError, AssertionError, KeyError) as error:
+                        self.seen.errors.append(f"{type(error).__name__}: {error}")
+                    await asyncio.sleep(self.random.uniform(0.2, 2.0))
 
     async def photo(self) -> dict[str, Any] | None:
         """A photograph that ships or one's own; None where the server refuses it."""
@@ -315,7 +317,7 @@ async def watch(memory: Memory, seen: Seen, start: float, end: float, every: flo
 
 
 async def load(address: str, memory: Memory, users: int, minutes: float, seed: int = 0) -> Seen:
-    """That many visitors for so long; what they begin by then, they end."""
+    """That many visitors for so long; then all leave at once, and one more comes."""
     seen, limits = Seen(), httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
         config = (await client.get("/config")).json()
@@ -323,7 +325,11 @@ async def load(address: str, memory: Memory, users: int, minutes: float, seed: i
         end = start + 60 * minutes
         lives = [Life(n, Visitor(client, config), seen, random.Random(seed + n)) for n in range(users)]
         every = min(60.0, 15 * minutes)
-        await asyncio.gather(watch(memory, seen, start, end, every), *(life.live(end) for life in lives))
+        await asyncio.gather(watch(memory, seen, start, end, every), *(life.live(60 * minutes) for life in lives))
+        last, asked = Life(users, Visitor(client, config), seen, random.Random(seed)), time.monotonic()
+        photo = photograph((await last.visitor.quick("shipped.input", "Korea, from space"))["data"][0]["path"])
+        event = await last.visitor.ask("run.click", photo, SEGMENT, *NETWORKS[:2], None, None)
+        assert await last.follow(event, asked), seen.errors
         seen.stages.append({"minute": (time.monotonic() - start) / 60} | memory())
     return seen
 
@@ -354,6 +360,7 @@ def summary(seen: Seen, users: int, minutes: float, logged: str) -> dict[str, An
         "longest_wait_by_user_seconds": {"min": round(min(longest), 2), "max": round(max(longest), 2)},
         "comparisons_by_user": {"min": min(done), "max": max(done)},
         "freed_after_leaving_seconds": spread(seen.freed) | {"count": len(seen.freed)},
+        "wait_after_all_left_seconds": round(seen.longest[users], 2),
         "memory": [{name: round(value, 2) for name, value in stage.items()} for stage in seen.stages],
         "environment": environment(),
     }
