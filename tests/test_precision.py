@@ -238,6 +238,6 @@ def test_upsamplers_compile_in_one_graph(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("segnet-timm", "matting-timm")])  # 12 s each
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("segnet-timm", "matting-timm")])
 def test_networks_compile_in_one_graph(name):
     assert_compiles(name)
