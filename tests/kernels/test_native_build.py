@@ -26,6 +26,8 @@ import pytest
 import torch
 
 import fadeup
+from fadeup import doctor
+from fadeup.cli import main
 from fadeup.kernels import native
 
 COMPILER = native.compiler()
@@ -78,6 +80,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     """The cache folder, empty, of a process that has not looked for the kernels yet."""
     monkeypatch.setenv("FADEUP_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("FADEUP_JIT", raising=False)
     monkeypatch.setattr(native, "_loaded", None)
     monkeypatch.setattr(native, "_warned", False)
     return tmp_path / "cache"
@@ -114,13 +117,15 @@ def no_compiler(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("CXX", raising=False)
 
 
-def assert_falls_back(reason: str) -> None:
+def assert_falls_back(reason: str, remedy: str = r"install a C\+\+ compiler") -> None:
     """`auto` warns once and computes with eager; by name the kernels are refused; nobody crashes."""
-    with pytest.warns(RuntimeWarning, match=rf"CPU kernels could not be built \({reason}.*install a C\+\+ compiler"):
+    with pytest.warns(RuntimeWarning, match=rf"CPU kernels could not be built \({reason}.*{remedy}"):
         out = compute()
     assert out.equal(fadeup.reassemble(torch.ones(1, 3, 4, 5), torch.zeros(1, 9, 8, 10), impl="eager"))
     assert compute().equal(out)  # a second warning would be an error here
-    with pytest.raises(ValueError, match=rf"impl must be .* got 'native', which could not be built \({reason}"):
+    with pytest.raises(
+        ValueError, match=rf"impl must be .* got 'native', which could not be built \({reason}.*{remedy}"
+    ):
         fadeup.reassemble(torch.ones(1, 3, 4, 5), torch.zeros(1, 9, 8, 10), impl="native")
 
 
@@ -217,6 +222,15 @@ def of_another_mark(content: bytes) -> bytes:
     return native._sealed(content[:-32], "another CPU")
 
 
+def linked(path: Path) -> None:
+    path.symlink_to(path.rename(path.with_name("elsewhere")))
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o700)
+
+
 SPOILED = {
     "garbage": lambda path: path.write_bytes(os.urandom(5000)),
     "empty": lambda path: path.write_bytes(b""),
@@ -226,6 +240,10 @@ SPOILED = {
     "of another CPU": lambda path: path.write_bytes(of_another_mark(path.read_bytes())),
     "writable by the group": lambda path: path.chmod(0o720),
     "writable by others": lambda path: path.chmod(0o702),
+    "readable by the group": lambda path: path.chmod(0o740),
+    "readable by others": lambda path: path.chmod(0o704),
+    "a link to a sound one": linked,
+    "a pipe": a_pipe,
     "gone": lambda path: path.unlink(),
 }
 
@@ -236,7 +254,8 @@ def test_a_file_that_is_not_sound_is_built_again_and_never_loaded(quick, spoil):
     SPOILED[spoil](path)
     assert_native()  # garbage would not load, and a library loads only once by a name
     assert quick.runs() == 6
-    assert path.stat().st_mode & 0o777 == 0o700
+    assert path.lstat().st_mode & 0o777 == 0o700
+    assert not path.is_symlink()
 
 
 @pytest.mark.parametrize("spoil", [spoil for spoil in SPOILED if spoil != "gone"])
@@ -245,6 +264,13 @@ def test_without_a_compiler_a_file_that_is_not_sound_is_not_used(sound, cache, m
     SPOILED[spoil](Path(shutil.copy(sound, cache)))
     no_compiler(monkeypatch, tmp_path)
     assert_falls_back("there is no C.. compiler")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_of_another_user_is_built_again(quick):
+    os.chown(native.build(), 12345, -1)
+    assert native.build().stat().st_uid == os.getuid()
+    assert quick.runs() == 6
 
 
 def test_another_cpu_gets_a_library_of_its_own(quick, monkeypatch):
@@ -263,6 +289,197 @@ def test_a_folder_that_others_can_write_to_is_refused(quick, cache, mode):
     native.build()
     cache.chmod(mode)
     assert_falls_back(f"the cache folder {cache} must belong to this user and be writable by nobody else: chmod 700")
+
+
+# ---- libraries that come with the package ----
+
+V3, V4 = "x86-64-v3", "x86-64-v4"
+
+
+@pytest.fixture
+def ship(raw, cache, tmp_path, monkeypatch) -> Callable[..., Path]:
+    """Puts a library into the package; the CPU is one of the highest level."""
+    monkeypatch.setattr(native, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setattr(native, "cpu", lambda: " ".join(native.LEVELS[V4]))
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.28"))
+
+    def put(name: str, level: str = "") -> Path:
+        path = native.PREBUILT / f"native-{name}.so"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(native._sealed((tmp_path / "raw.so").read_bytes(), native._level_mark(level or name)))
+        return path
+
+    return put
+
+
+def test_the_library_of_the_highest_level_is_used_and_nothing_is_compiled(ship, compile_with, cache):
+    compiler = compile_with("exit 1")
+    ship(V3)
+    best = ship(V4)
+    assert native.build() == best
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compute()
+    assert native.library().level == V4
+    assert compiler.runs() == 0
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("lacks", sorted(native.LEVELS[V4] - native.LEVELS[V3]))
+def test_a_cpu_that_lacks_part_of_the_highest_level_gets_the_next(ship, monkeypatch, lacks):
+    ship(V4)
+    lower = ship(V3)
+    monkeypatch.setattr(native, "cpu", lambda: " ".join(native.LEVELS[V4] - {lacks}))
+    assert native.build() == lower
+
+
+@pytest.mark.parametrize("lacks", sorted(native.LEVELS[V3]))
+def test_a_cpu_below_all_levels_gets_its_own(ship, quick, cache, monkeypatch, lacks):
+    ship(V4)
+    ship(V3)
+    monkeypatch.setattr(native, "cpu", lambda: " ".join(native.LEVELS[V4] - {lacks}))
+    assert native.build().parent == cache
+    assert quick.runs() == 3
+
+
+def test_without_glibc_they_are_not_used(ship, quick, cache, monkeypatch):
+    ship(V4)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert native.build().parent == cache
+
+
+def edit_the_source(path: Path, monkeypatch) -> None:
+    edited = path.with_name("native.cpp")
+    edited.write_text(native.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(native, "SOURCE", edited)
+
+
+STALE = {
+    "the source was edited": edit_the_source,
+    "other flags": lambda path, monkeypatch: monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-g")),
+    "other tuning": lambda path, monkeypatch: monkeypatch.setattr(native, "TUNE", "-mtune=generic"),
+    "one bit": lambda path, monkeypatch: SPOILED["one bit"](path),
+    "truncated": lambda path, monkeypatch: SPOILED["truncated"](path),
+    "writable by others": lambda path, monkeypatch: path.chmod(0o757),
+    "gone": lambda path, monkeypatch: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("way", STALE)
+def test_a_stale_one_is_not_used(ship, quick, cache, monkeypatch, way):
+    STALE[way](ship(V4), monkeypatch)
+    assert native.build().parent == cache
+    assert quick.runs() == 3
+
+
+def test_one_of_another_level_is_not_used(ship, quick, cache):
+    ship(V4, V3)
+    assert native.build().parent == cache
+
+
+def test_whoever_installed_the_package_and_however_they_are_used(ship):
+    path = ship(V4)
+    path.chmod(0o464)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 12345)
+    linked(path)
+    assert native.build() == path
+
+
+def test_one_that_was_compiled_for_this_cpu_goes_before_them(ship, quick):
+    shipped = ship(V4)
+    built = native.build(rebuild=True)
+    assert quick.runs() == 3
+    assert native.build() == built != shipped
+    assert native.library().level is None
+    SPOILED["one bit"](built)
+    assert native.build() == shipped
+
+
+def test_a_cache_that_cannot_be_used_does_not_matter_to_them(ship, quick, cache):
+    shipped = ship(V4)
+    native.build(rebuild=True)
+    cache.chmod(0o770)
+    assert native.build() == shipped
+
+
+def test_what_is_compiled_for_a_level_is_used_there(ship, raw, tmp_path, compile_with):
+    compiler = compile_with(f'echo "$@" >> "$0.words"\n{TO_OUTPUT}cp {raw} "$output"')
+    native.PREBUILT.mkdir()
+    path = native.prebuild(V3, native.PREBUILT, "-DMORE")
+    words = Path(f"{compiler.path}.words").read_text().splitlines()
+    assert len(words) == 3
+    assert all(f"-march={V3} {native.TUNE} -DMORE" in line for line in words)
+    assert native.build() == path == native.PREBUILT / f"native-{V3}.so"
+
+
+def test_without_a_compiler_none_is_compiled_for_a_level(cache, monkeypatch, tmp_path):
+    no_compiler(monkeypatch, tmp_path)
+    with pytest.raises(native.BuildError, match=r"there is no C.. compiler"):
+        native.prebuild(V3, tmp_path)
+
+
+def test_the_doctor_tells_where_the_library_is_from(ship, quick, monkeypatch, tmp_path):
+    shipped = ship(V4)
+    found = doctor.diagnose()
+    assert found["prebuilt"] == V4
+    assert f"library      {shipped} (came with the package, for x86-64-v4 CPUs)" in doctor.render(found)
+    with monkeypatch.context() as without:
+        no_compiler(without, tmp_path)
+        assert "compiler     none, and none is needed" in doctor.render(doctor.diagnose())
+    path, _ = doctor.build()
+    assert path == shipped
+    monkeypatch.setattr(native, "_loaded", None)
+    built, _ = doctor.build(rebuild=True)
+    found = doctor.diagnose()
+    assert found["prebuilt"] is None
+    assert f"library      {built} (built for this CPU)" in doctor.render(found)
+
+
+# ---- FADEUP_JIT ----
+
+
+def test_jit_0_says_what_is_missing_and_compiles_nothing(quick, cache, monkeypatch):
+    monkeypatch.setenv("FADEUP_JIT", "0")
+    missing = "FADEUP_JIT=0 forbids compiling, and neither the package nor the cache has a library for this CPU"
+    assert_falls_back(missing, "set FADEUP_JIT=1, which allows to compile them")
+    assert quick.runs() == 0
+    assert not cache.exists()
+    with pytest.raises(native.BuildError, match=r"^FADEUP_JIT=0 forbids compiling$"):
+        native.build(rebuild=True)
+    told = " ".join(doctor.render(doctor.diagnose()).split())
+    assert f"because {missing} to do set FADEUP_JIT=1, which allows to compile them" in told
+    assert "; FADEUP_JIT forbids its use)" in told
+    assert main(["doctor", "--build"]) == 1
+
+
+def test_jit_0_uses_what_any_compiler_put_into_the_cache(quick, compile_with, monkeypatch):
+    path = native.build()
+    compile_with("exit 1")
+    monkeypatch.setenv("FADEUP_JIT", "0")
+    assert native.build() == path
+    assert_native()
+
+
+def test_jit_0_uses_what_came_with_the_package(ship, quick, monkeypatch):
+    shipped = ship(V3)
+    monkeypatch.setenv("FADEUP_JIT", "0")
+    assert native.build() == shipped
+    assert native.problem() is None
+    assert quick.runs() == 0
+
+
+@pytest.mark.parametrize("value", ["", " ", "1", " 1 "])
+def test_jit_1_is_as_without_it(quick, monkeypatch, value):
+    monkeypatch.setenv("FADEUP_JIT", value)
+    assert_native()
+
+
+@pytest.mark.parametrize("value", ["2", "no", "false"])
+def test_jit_of_another_value_is_refused(quick, monkeypatch, value):
+    monkeypatch.setenv("FADEUP_JIT", value)
+    assert_falls_back(f"FADEUP_JIT must be 0 or 1, got {value}", "set FADEUP_JIT=1")
+    assert quick.runs() == 0
 
 
 # ---- no compiler, or one that does not do its work ----

@@ -103,6 +103,10 @@ def fingerprint() -> str:
     return _digest(repr(CPU_FLAGS), cpu(), sys.platform)
 
 
+def _level_mark(level: str) -> str:
+    return _digest(TUNE, level)
+
+
 def compiler() -> list[str] | None:
     """The command of the C++ compiler: `CXX` where it is set, else the system's; None where there is none."""
     chosen = os.environ.get("CXX", "").strip()
@@ -218,7 +222,7 @@ def _prebuilt() -> Path | None:
         return None
     has = set(cpu().split())
     paths = {level: PREBUILT / f"native-{level}.so" for level, needs in LEVELS.items() if needs <= has}
-    return next((path for level, path in paths.items() if _is_sound(path, _digest(level), shipped=True)), None)
+    return next((path for level, path in paths.items() if _is_sound(path, _level_mark(level), shipped=True)), None)
 
 
 @contextlib.contextmanager
@@ -283,7 +287,7 @@ def prebuild(level: str, folder: Path, *flags: str) -> Path:
     if command is None:
         raise BuildError("there is no C++ compiler")
     chosen = (f"-march={level}", TUNE, *flags)
-    _compile(command, folder, target, _digest(level), ((*chosen, *CPU_FLAGS[0][1:]), chosen))
+    _compile(command, folder, target, _level_mark(level), ((*chosen, *CPU_FLAGS[0][1:]), chosen))
     return target
 
 
