@@ -343,15 +343,6 @@ def test_weights_of_nan_are_refused_or_come_through(name):
         assert out.shape == (2, 8, 14, 18)
 
 
-@pytest.mark.parametrize("name", ["fade", "carafe", "sapa", "dysample", "a2u"])
-def test_compiles_in_one_graph(name):
-    module = make(name)
-    decoder, encoder = maps(out_size=(13, 17))
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(decoder, encoder), module(decoder, encoder))
-
-
 def with_maps(**change):
     decoder, encoder = maps()
     arguments = {"decoder": decoder, "encoder": encoder}
