@@ -118,6 +118,8 @@ class Turns:
             while not turn.moved.is_set():
                 yield Standing(self._line.index(turn))
                 await _within(WAITING_SECONDS, asyncio.ensure_future(turn.moved.wait()))
+            if turn.stop.is_set():
+                raise GivenUp
             steps, end = work(turn.stop), object()
             yield Standing(None)
             while not turn.stop.is_set():
