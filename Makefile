@@ -59,17 +59,17 @@ CORE := tests/kernels/test_reassemble.py tests/kernels/test_native.py tests/upsa
 	tests/plug/test_upgrade.py tests/test_semi_shift.py tests/test_losses.py tests/test_engine.py
 compat:
 	$(PYTHON) -m venv build/torch-2.10
-	build/torch-2.10/bin/pip install --quiet --editable '.[all,dev]' 'torch==2.10.*' 'torchvision==0.25.*'
+	build/torch-2.10/bin/pip install --quiet --no-compile --editable '.[all,dev]' 'torch==2.10.*' 'torchvision==0.25.*'
 	OMP_NUM_THREADS=1 build/torch-2.10/bin/pytest -p no:cacheprovider -m 'not slow' $(CORE)
 	$(PYTHON313) -m venv build/python-3.13
-	build/python-3.13/bin/pip install --quiet --editable '.[all,dev]'
+	build/python-3.13/bin/pip install --quiet --no-compile --editable '.[all,dev]'
 	OMP_NUM_THREADS=1 build/python-3.13/bin/pytest -p no:cacheprovider -m 'not slow' $(CORE)
 
 # site/index.html opens as a file; its search needs a server: python -m http.server --directory site
 docs: setup
 	$(BIN)/python scripts/docs.py build --strict
 
-# What is published, into dist/, checked and tried beside nothing but torch: x86-64 Linux with g++, ten minutes, PyPI.
+# What is published, into dist/, checked and tried in an empty environment: x86-64 Linux with g++, ten minutes, PyPI.
 wheels: setup
 	$(BIN)/python scripts/wheels.py
 

@@ -1,4 +1,4 @@
-"""Builds what is published into dist/, and tries each file in an environment that has nothing but torch.
+"""Builds what is published into dist/, and tries each file in an environment that has nothing else.
 
     make wheels          source, pure wheel, and a wheel with the CPU kernels for x86-64 Linux; needs g++ and PyPI
 
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
 PLATFORM = "manylinux_2_28_x86_64"
 TOOLS = ("auditwheel>=6.2", "build>=1.2", "cffconvert>=2.0", "hatchling>=1.25", "twine>=6.1", "wheel>=0.45")
+INSTALL = ("install", "--quiet", "--disable-pip-version-check", "--no-compile")
 MOST = {".whl": 25_000_000, ".gz": 25_000_000, "assets": 16_000_000}
 # exp of glibc 2.29 differs from the older one in how it reports errors, which nothing here asks for.
 OLD_GLIBC = '__asm__(".symver exp,exp@GLIBC_2.2.5");\n'
@@ -70,7 +71,8 @@ def run(*command: str | Path, **options) -> str:
 def environment(folder: Path, *packages: str) -> Path:
     """Where the programs of a new environment with these packages are."""
     venv.create(folder, with_pip=True)
-    run(folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *packages)
+    if packages:
+        run(folder / "bin/pip", *INSTALL, *packages)
     return folder / "bin"
 
 
@@ -111,9 +113,9 @@ def check(files: list[Path], tools: Path) -> None:
 
 
 def smoke(path: Path, levels: list[str], work: Path, bare: Path) -> None:
-    """Install the file beside torch, and compute without a compiler and with an empty cache."""
+    """Install the file with what it depends on, compute without a compiler and with an empty cache, and remove it."""
     version = path.name.split("-")[1].removesuffix(".tar.gz")
-    run(bare / "pip", "install", "--quiet", "--disable-pip-version-check", "--force-reinstall", "--no-deps", path)
+    run(bare / "pip", *INSTALL, path)
     for level in levels:
         cache = Path(tempfile.mkdtemp(dir=work))
         system = {"HOME": str(work), "PATH": "", "FADEUP_JIT": "0", "FADEUP_CACHE": str(cache)}
@@ -121,6 +123,7 @@ def smoke(path: Path, levels: list[str], work: Path, bare: Path) -> None:
         run(bare / "fadeup", "doctor", cwd=work, env=system)
         if list(cache.iterdir()):
             sys.exit(f"the cache must stay empty, got {list(cache.iterdir())}")
+    run(bare / "pip", "uninstall", "--quiet", "--yes", "fadeup")
 
 
 def main() -> None:
@@ -139,7 +142,7 @@ def main() -> None:
         check(files, tools)
         has = set(native.cpu().split())
         levels = [level for level, needs in native.LEVELS.items() if needs <= has]
-        bare = environment(work / "bare", "torch")
+        bare = environment(work / "bare")
         for path, tried in zip(files, (["none"], ["none"], levels), strict=True):
             smoke(path, tried, work, bare)
     for level in native.LEVELS:
