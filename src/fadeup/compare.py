@@ -100,7 +100,7 @@ class RunFolder:
             raise ValueError(f"{path} must be a new or empty folder, or one of an earlier run; choose another --name")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            for folder in (path, path / "rows", path / "checkpoints", path / "weights"):
+            for folder in (path, *(path / name for name in ("rows", "checkpoints", "weights", "snapshots"))):
                 sweep(folder)
             write(path / "config.json", json.dumps(config, indent=2).encode())
         except OSError as error:

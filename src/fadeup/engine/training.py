@@ -183,7 +183,13 @@ class Training:
         keys = Batches(samples, self.recipe.batch_size, self.seed, self.total, self.steps_done, rank, world)
         augmented = Augmented(self.data.train, self.recipe.augment, self.seed)
         pinned = self.accelerator.device.type == "cuda"
-        yield from DataLoader(augmented, batch_sampler=keys, num_workers=self.setting.workers, pin_memory=pinned)
+        try:
+            yield from DataLoader(augmented, batch_sampler=keys, num_workers=self.setting.workers, pin_memory=pinned)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            rule = "workers must live as long as the training; the system ends them where memory is short: take fewer"
+            raise RuntimeError(f"{rule}, got {error}") from error
 
     def step(self, inputs: Tensor, targets: Tensor, stopping: bool) -> bool:
         """One step of the optimizer; whether any process is asked to stop after it."""
