@@ -48,7 +48,7 @@ def torchvision(name: str, *, eligible: bool = True) -> Network:
         options: dict[str, Any] = {"weights": None, "weights_backbone": None}
         if not eligible:
             return getattr(models.segmentation, name)(**options)
-        options |= {"min_size": SIZE[0], "max_size": 2 * SIZE[1], "num_classes": 3}
+        options |= {"min_size": SIZE[0] // 2, "max_size": SIZE[1], "num_classes": 3}
         if name.startswith("retina"):  # an untrained one is sure of nothing
             options |= {"score_thresh": 0.0, "detections_per_img": 5}
         else:
