@@ -195,8 +195,9 @@ def hugging_face(kind: str, name: str | None, origin: str, **options: Any) -> An
             f"{name!r} must be a folder, or a name on the Hugging Face hub in its cache or within reach, got {error}; "
             "connect once, or save the checkpoint to a folder elsewhere and name that"
         ) from error
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{origin!r} must hold a SegFormer for {kind}, got {error}") from error
+    except Exception as error:  # transformers and torch refuse damaged files, pickles and code in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{origin!r} must hold a SegFormer for {kind}, got {reason}") from error
     for key, got, expected in info["mismatched_keys"]:
         raise ValueError(f"{key} of {origin!r} must be {tuple(expected)}, got {tuple(got)}")
     missing = sorted(info["missing_keys"])

@@ -142,7 +142,8 @@ def _read(file: Path, name: str) -> Any:
             f"safetensors must be installed for {file.name!r}, got {error}; pip install safetensors", name="safetensors"
         ) from error
     except Exception as error:  # unpickling, zip and header errors have no common class
-        raise ValueError(f"{name} must be a readable file of tensors, got {str(file)!r}: {error}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]  # torch goes on with how to run pickles
+        raise ValueError(f"{name} must be a readable file of tensors, got {str(file)!r}: {reason}") from error
 
 
 def _is_named_tensor(item: tuple[object, object]) -> bool:
