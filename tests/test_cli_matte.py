@@ -101,6 +101,23 @@ def test_a_folder_with_masks_tiles_cut_outs_and_a_background(model, place, capsy
     assert predict(*command, "--overwrite") == 1
 
 
+def test_resume_makes_what_is_missing_and_what_changed(model, place, capsys):
+    command = ["photos", "--trimap", "trimaps", "--model", model, "--out", "out", "--resume"]
+    assert predict(*command) == 0
+    first = {path.name: path.stat().st_mtime_ns for path in (place / "out").glob("*.png")}
+    told = capsys.readouterr().out
+    assert predict(*command) == 0
+    assert capsys.readouterr().out.replace(" (was there)", "") == told
+    trimap = read("trimaps/b.png")
+    trimap[:2] = 0
+    Image.fromarray(trimap).save("trimaps/b.png")
+    assert predict(*command) == 0
+    then = {path.name: path.stat().st_mtime_ns for path in (place / "out").glob("*.png")}
+    assert {name for name in first if first[name] != then[name]} == {"b.alpha.png"}
+    assert predict("photos", "--trimap", "trimaps", "--model", model, "--out", "out", "--tile", "256", "--resume") == 2
+    assert "to resume, got tile is 0 there, 256 asked; repeat them, overwrite, or choose" in capsys.readouterr().err
+
+
 def test_earlier_results_are_no_photographs(model, place):
     command = ["photos", "--trimap", "trimaps", "--model", model, "--out", "photos"]
     assert predict(*command) == 0

@@ -194,7 +194,7 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(run, tmp_path):
+def test_two_processes_score_as_one(run, tmp_path, monkeypatch):
     command = ["eval", str(run), "--test-images", "3", "--json"]
     assert main([*command, str(tmp_path / "one.json")]) == 0
     process = start(*command, str(tmp_path / "two.json"), processes=2)
@@ -204,6 +204,10 @@ def test_two_processes_score_as_one(run, tmp_path):
     assert one["scores"] == two["scores"]
     assert one["classes"] == two["classes"]
     assert out.count("boundary IoU %") == 2  # in the line and in the table, of one process
+    with monkeypatch.context() as patch:
+        patch.setattr("fadeup.engine.evaluation._finished", None)  # all is taken from what the two have kept
+        assert main([*command, str(tmp_path / "two.json"), "--resume"]) == 0
+    assert json.loads((tmp_path / "two.json").read_text())["scores"] == one["scores"]
 
 
 @pytest.mark.slow
