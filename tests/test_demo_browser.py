@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,12 @@ from PIL import Image
 
 from fadeup.data.matting import png
 from fadeup.kernels import native
+from fadeup.predict import save_trained
+from fadeup.recipes import ColourReconstruction
 
 pytest.importorskip("gradio", reason="needs gradio: pip install 'fadeup[demo]'")
+httpx = pytest.importorskip("httpx", reason="comes with gradio")
+load_page = pytest.importorskip("load_page", reason="needs httpx, which comes with gradio")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -45,6 +50,8 @@ ARGUMENTS = (
 )
 WAIT = 120_000
 """Milliseconds; the machines that run this are shared."""
+HOSTILE = "<img src=x onerror=document.title=1>"
+"""Name of a network and of a file that is to stay a name."""
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -83,7 +90,13 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(place):
-    process, address = start_server(place, "--megabytes", "5")
+    folder = place / HOSTILE
+    folder.mkdir()
+    recipe = ColourReconstruction()
+    save_trained(
+        folder / "model.safetensors", recipe, recipe.model("nearest"), upsampler="nearest", seed=0, scores={"psnr": 1.0}
+    )
+    process, address = start_server(place, "--megabytes", "5", "--models", str(folder))
     yield address
     process.terminate()
     process.wait(30)
@@ -143,6 +156,15 @@ def compared(page) -> None:
     page.locator("#slider img").first.wait_for()
     page.locator("#measured tr").nth(2).wait_for()
     page.locator("#gates img").wait_for(state="attached")  # it is loaded when it comes into view
+
+
+def ready(page) -> None:
+    """Stop the first comparison, or wait for it where it is done already."""
+    page.wait_for_function("""() => {
+        document.querySelector('#stop')?.click();
+        return document.querySelector('#state')?.textContent.includes('Stopped')
+            || document.querySelector('#gates img');
+    }""")
 
 
 def compare(page) -> None:
@@ -272,7 +294,7 @@ def test_a_phone_shows_everything_within_its_width(visit):
 
 def test_the_keyboard_alone_does(visit):
     page = visit(DESK)
-    compared(page)
+    ready(page)
 
     def walk(selector: str) -> None:
         """Tab until the part has the focus."""
@@ -312,7 +334,7 @@ def test_the_keyboard_alone_does(visit):
 
 def test_a_trimap_is_painted(visit, tmp_path):
     page = visit()
-    compared(page)
+    ready(page)
     matte(page)
     picture = tmp_path / "square.png"
     pixels = np.full((200, 300, 3), 40, np.uint8)
@@ -347,7 +369,7 @@ def test_a_trimap_is_painted(visit, tmp_path):
 
 def test_a_trimap_comes_as_a_file(visit, tmp_path):
     page = visit()
-    compared(page)
+    ready(page)
     matte(page)
     mask = np.zeros((440, 600), np.uint8)
     mask[100:300, 200:400] = 255
@@ -365,7 +387,7 @@ def test_a_trimap_comes_as_a_file(visit, tmp_path):
 
 def test_wrong_and_huge_files_are_refused_in_words(visit, tmp_path):
     page = visit()
-    compared(page)
+    ready(page)
     words = tmp_path / "words.png"
     words.write_text("not a picture <b>at all</b>")
     upload(page, words)
@@ -384,17 +406,44 @@ def test_wrong_and_huge_files_are_refused_in_words(visit, tmp_path):
     page.locator("#note", has_text="band15-row2.jpg").wait_for()
 
 
-def test_a_large_photograph_is_made_smaller(visit, tmp_path):
+def test_a_large_photograph_is_made_smaller_and_stopped_by_the_keyboard(visit, tmp_path):
     page = visit()
-    compared(page)
+    ready(page)
     noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     Image.fromarray(noise).resize((3000, 2000), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg")
     upload(page, tmp_path / "large.jpg")
     placed(page, "large")
-    compare(page)
+    before = comparison(page)
+    page.locator("#run").focus()
+    page.keyboard.press("Enter")
     note = page.locator("#note", has_text="large.jpg")
     note.wait_for()
     assert note.inner_text().strip() == "large.jpg: 3000 × 2000, made smaller to 1500 × 1000 for this page"
+    page.locator("#state", has_text="Computing").wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "stop"
+    page.keyboard.press("Enter")
+    page.locator("#state", has_text="Stopped").wait_for()
+    assert page.locator("#stop").is_disabled()
+    assert comparison(page) == before or not page.locator("#difference img").count()
+
+
+def test_names_are_text(visit, tmp_path):
+    page = visit()
+    ready(page)
+    page.get_by_label("Reconstruct").check()
+    choose(page, "right", HOSTILE)
+    Image.new("RGB", (64, 48), "red").save(tmp_path / f"{HOSTILE}.png")
+    upload(page, tmp_path / f"{HOSTILE}.png")
+    page.locator("#map img[src*='onerror']").wait_for(state="attached")
+    compare(page)
+    assert f"{HOSTILE} (right)" in page.locator("#measured").inner_text()
+    assert "onerror" in page.locator("#note").inner_text()
+    page.get_by_label("Right", exact=True).last.check()
+    page.locator("#look").click()
+    told(page, "onerror.* has no kernels to show")
+    assert not page.locator("img[src=x]").count()
+    assert page.title() == "fadeup"
 
 
 def test_two_visitors_see_their_own(visit):
@@ -411,21 +460,75 @@ def test_two_visitors_see_their_own(visit):
 
 
 def test_only_its_own_files_are_served(address, place):
-    for path in ("/etc/passwd", str(ROOT / "pyproject.toml"), "secret.txt", str(place / "cwd" / "secret.txt")):
+    folder = next((place / "tmp").glob("fadeup-demo-*"))
+    secret = str(place / "cwd" / "secret.txt")
+    for path in (
+        "/etc/passwd",
+        "/proc/self/environ",
+        str(ROOT / "pyproject.toml"),
+        "secret.txt",
+        secret,
+        f"{folder}/photographs/../../../cwd/secret.txt",
+        f"{folder}/photographs/..%2f..%2f..%2fcwd%2fsecret.txt",
+        f"{folder}/photographs/%2e%2e/%2e%2e/%2e%2e/cwd/secret.txt",
+        "%2fetc%2fpasswd",
+        "file:///etc/passwd",
+        "http://example.com/",
+        "https:%2f%2fexample.com/",
+    ):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{address}/gradio_api/file={path}")
-        assert refused.value.code in (403, 404)
-    config = json.load(urllib.request.urlopen(f"{address}/config"))
-    comparison = next(d for d in config["dependencies"] if d["targets"][0][1] == "click" and len(d["inputs"]) == 6)
-    data = [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, "segment", "bilinear", "fade", None, None]
-    body = json.dumps({"data": data, "fn_index": comparison["id"], "session_hash": "thief"}).encode()
-    request = urllib.request.Request(f"{address}/gradio_api/queue/join", body, {"Content-Type": "application/json"})
-    urllib.request.urlopen(request)
-    with urllib.request.urlopen(f"{address}/gradio_api/queue/data?session_hash=thief", timeout=60) as events:
-        lines = (json.loads(line.removeprefix(b"data: ")) for line in events if line.startswith(b"data: "))
-        answer = next(line for line in lines if line["msg"] == "process_completed")
-    assert not answer["success"]
-    assert "root:" not in json.dumps(answer)
+        assert refused.value.code in (403, 404), path
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{address}/gradio_api/proxy=https://example.com/")
+    assert refused.value.code == 403
+    assert json.load(urllib.request.urlopen(f"{address}/gradio_api/info"))["named_endpoints"] == {}
+    for path in ("/etc/passwd", secret, f"{folder}/photographs/../../../cwd/secret.txt"):
+        assert "not created by the app" in asked(address, {"path": path, "meta": {"_type": "gradio.FileData"}})
+    told = asked(address, {"path": "http://example.com/a.png", "meta": {"_type": "gradio.FileData"}})
+    assert "Files must be uploaded, got a web address" in told
+
+
+def asked(address: str, photo: dict) -> str:
+    """The refusal of a comparison of that photograph."""
+
+    async def ask() -> str:
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            visitor = load_page.Visitor(client, (await client.get("/config")).json())
+            event = await visitor.ask("run.click", photo, "segment", "bilinear", "fade", None, None)
+            async with aclosing(visitor.messages()) as messages:
+                async for message in messages:
+                    if message["msg"] == "process_completed" and message["event_id"] == event:
+                        assert not message["success"]
+                        assert "root:" not in json.dumps(message)
+                        return str(message["output"]["error"])
+        raise AssertionError("no answer")
+
+    return asyncio.run(ask())
+
+
+def test_an_upload_stays_in_the_page_s_folder(address, place):
+    async def upload() -> tuple[httpx.Response, httpx.Response]:
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            visitor = load_page.Visitor(client, (await client.get("/config")).json())
+            return await visitor.upload("../../../../cwd/x.png", b"1"), await visitor.upload("x.bmp", bytes(5_500_000))
+
+    forged, large = asyncio.run(upload())
+    path = Path(forged.json()[0])
+    assert path.resolve() == path
+    assert path.is_relative_to(next((place / "tmp").glob("fadeup-demo-*")))
+    assert path.name == "x.png"
+    assert large.status_code == 413
+
+
+def test_visitors_at_once_have_no_errors(address, monkeypatch):
+    """Six seconds of what scripts/load_page.py does for ten minutes, with small files and more who leave."""
+    monkeypatch.setattr(load_page, "LEFT", 0.3)
+    for name in ("large.jpg", "middle.jpg", "bomb.png"):
+        monkeypatch.delitem(load_page.FILES, name)
+    seen = asyncio.run(load_page.load(address, dict, 5, 0.1, seed=3))
+    assert not seen.errors
+    assert sum(seen.done.values()) >= 3
 
 
 @pytest.mark.filterwarnings("ignore")  # Gradio runs in this process here, and sets an option of pandas that is going
