@@ -1,19 +1,29 @@
 """The readers on files that were changed at random; `reader_fuzz.py` runs for longer, and is guided by coverage."""
 
 import importlib.util
+import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reader_fuzz import PIXELS, TARGETS, Target, attempt
+from PIL import Image
+from reader_fuzz import COLORS, PIXELS, ROW, TARGETS, Target, abouts, array, attempt, configs
+from safetensors.torch import save as safetensors
 
-SECONDS = 30
+SECONDS = 20
 SLOW = ("trained", "config")
 """They build networks."""
+
+
+def complex_linear():
+    return {name: torch.complex(x, x).detach() for name, x in torch.nn.Linear(2, 3).state_dict().items()}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,6 +68,76 @@ def test_changed_files(name, tmp_path_factory):
 def test_every_format_is_known_whole(name, tmp_path):
     """Else the fuzzer would see nothing but refusals."""
     assert any(attempt(name, seed, tmp_path / str(number)) for number, seed in enumerate(TARGETS[name].seeds()))
+
+
+def lab():
+    buffer = io.BytesIO()
+    Image.fromarray(COLORS).convert("LAB").save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+def told(**changes):
+    return json.dumps(json.loads(abouts()[0]) | changes).encode()
+
+
+def packed(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return b"\0" + buffer.getvalue()
+
+
+DEEP = b"[" * 100_000
+FOUND = [
+    ("alpha", lab(), r"x\.png must be grey, palette, RGB or CMYK, got LAB; convert it to RGB"),
+    ("run", DEEP, r"config\.json must be JSON, got lists in lists without end"),
+    ("run", b"[1]", r"config\.json must hold a configuration, got \[1\]; choose another --name"),
+    ("config", DEEP, r"config\.json of .* must be JSON, got lists in lists"),
+    ("config", b'"_class"', "must be a folder that save_pretrained wrote, got another kind"),
+    ("config", configs()[0].replace(b'["a", "b"]', b"[1]"), r"must name its classes by a list of texts, got \[1\]"),
+    ("config", configs()[0].replace(b"[2, 3]", b"[2, 0]"), "must be a whole number, 1 or more, got 0"),
+    ("config", configs()[0].replace(b"[2, 3]", b"7"), "must hold arguments of Autoencoder in this version"),
+    ("weights", safetensors({"a": torch.ones(1)}, {"fadeup": "[]"}), "weights that fadeup train wrote, got a list"),
+    ("weights", safetensors(complex_linear(), {"fadeup": "{}"}), "must hold real values, got torch.complex64 as bias"),
+    ("trained", told(task=[]), "must be of a recipe of this version"),
+    ("trained", told(recipe=[]), "must be of a recipe of this version"),
+    ("trained", told(recipe={"size": "x"}), "must be of a recipe of this version, got .*'x' as size"),
+    ("trained", told(upsampler=None), "must tell how its network is built, got upsampler must be one of"),
+    ("trained", told(without={"prefix": "a", "weights": "a.pth"}), "must leave out a trunk of 'imagenet' or 'hed'"),
+    ("trained", told(scores={"psnr": "x"}), "must tell scores as numbers"),
+    ("checkpoint", packed({"identity": "[]", "state": {}}), "whole checkpoint, got a list and a dict in place of dict"),
+    ("official", packed({"a": torch.ones(1, dtype=torch.cfloat)}), "dictionary of tensors, got torch.complex64"),
+    (
+        "official",
+        packed({"a": torch.ones(2).to_sparse()}),
+        "got torch.float32, torch.sparse_coo on cpu as 'a'",
+    ),
+    ("classes", b"\xff", r"classes\.txt must be text in UTF-8, got invalid start byte at byte 0; save it anew"),
+    ("class numbers", b"\xff", r"objectInfo150\.txt must be text in UTF-8"),
+    ("names", b"\xff", r"names\.txt must be text in UTF-8"),
+    ("set", b"size={[]}", "--set size must be of type int"),
+    ("set", b"size=" + b"-" * 100_000 + b"1", "--set size must be of type int"),
+    ("row", b"\1" + array("[]"), "must be a finished row"),
+    ("row", b"\2" + array(np.ones((2, 2))), "must be a finished row, got arrays of other shapes"),
+    ("row", b"\2" + array(["a"]), "must be a finished row, got arrays that are no numbers"),
+    (
+        "row",
+        b"\1" + array(ROW["meta"].replace('"seed": 0', '"seed": 1')),
+        "row, got upsampler 'fade', seed 1;",
+    ),
+    ("row", b"\1" + array(ROW["meta"].replace("1.0", '"x"')), "must be a finished row, got 'x' as seconds"),
+    ("snapshots", b"\1" + array(np.ones(3)), r"step10\.npz must hold feature\.N and gradient\.N, pictures of numbers"),
+]
+"""What the fuzzer, or the search for such, has found once."""
+
+
+@pytest.mark.parametrize(("name", "content", "message"), FOUND, ids=[f"{x[0]}-{i}" for i, x in enumerate(FOUND)])
+def test_found_once(name, content, message, tmp_path):
+    assert not attempt(name, content, tmp_path / "a")
+    path = tmp_path / "b" / TARGETS[name].file
+    path.parent.mkdir(parents=True)
+    TARGETS[name].write(path, content)
+    with pytest.raises(ValueError, match=message):
+        TARGETS[name].read(path)
 
 
 def rejects(text):

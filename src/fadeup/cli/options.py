@@ -72,7 +72,7 @@ def _like(value: Any, name: str, text: str) -> Any:
     if isinstance(value, float) and type(given) is int:
         given = float(given)
     if value is not None and given is not None and type(given) is not type(value):
-        raise ValueError(f"--set {name} must be of type {type(value).__name__}, as {value!r} is, got {text!r}")
+        raise ValueError(f"--set {name} must be of type {type(value).__name__}, as {value!r} is, got {text!r:.200}")
     return given
 
 
