@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Modules are compiled when they are first imported, and kept; pip would take two of its four minutes to compile 20,000.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo bench bench-tables compat test lint types docs unit chromium screenshots wheels clean
+.PHONY: setup demo bench bench-tables compat test lint types docs unit chromium clang screenshots wheels clean
 
 setup: $(VENV)/.installed
 
@@ -30,7 +30,7 @@ bench-tables: setup
 
 # What does not fill two cores by itself runs side by side.
 test:
-	$(MAKE) --jobs 2 setup chromium
+	$(MAKE) --jobs 2 setup chromium clang
 	$(MAKE) --jobs 2 lint types docs
 	$(MAKE) unit
 
@@ -47,9 +47,16 @@ chromium:
 		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } \
 		|| echo "chromium is not installed: tests of the page are skipped"
 
+# The kernels are fuzzed with libFuzzer and its sanitizers, which clang has.
+clang: | chromium
+	@command -v clang++ > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends clang \
+		&& apt-get install -y -qq "libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev"; } \
+		|| echo "clang is not installed: the kernels are not fuzzed"
+
 # Tests use one thread each; the files are shared out to as many processes as there are cores, four at most, in the order
 # of tests/conftest.py: by the number of their tests, the longest would come last.
-unit: setup chromium
+unit: setup chromium clang
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The core's tests on the oldest torch that is supported and on a newer Python: several GB of downloads, then half an hour.
