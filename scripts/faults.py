@@ -5,12 +5,14 @@
 A kill is SIGKILL to a process and its group, at a moment drawn evenly from the time that an undisturbed run takes. Most
 processes are forked from this one, which has imported everything and computed nothing, so that moments fall into the
 work; `--fresh` of the kills are of processes that start from nothing, as a user's do, and fall into the imports too.
-Every fourth attempt is killed a second time while it goes on. Kills that came after the end do not count.
+Every fourth attempt is killed a second time while it goes on. Kills that came after the end do not count. `distributed`
+is `train` by two processes, of which one is killed and the other told to end, as torchrun does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
@@ -20,6 +22,7 @@ import random
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -232,6 +235,7 @@ COMMANDS = {
     "train": Command(train_arguments, train_finished, train_result),
     "eval": Command(eval_arguments, eval_finished, eval_result),
     "predict": Command(predict_arguments, predict_finished, predict_result),
+    "distributed": Command(train_arguments, train_finished, train_result),
     "build": Command(lambda place: [], lambda place: marks(place, "cache/*.so"), build_result),
 }
 
@@ -270,10 +274,32 @@ def start(name: str, place: Path, log: Path, fresh: bool) -> int:
 def _do(name: str, place: Path, arguments: list[str]) -> int:
     from fadeup.cli import main
 
-    if name != "build":
-        return main(arguments)
-    build(place)
-    return 0
+    if name == "build":
+        build(place)
+        return 0
+    return two(place, lambda: main(arguments)) if name == "distributed" else main(arguments)
+
+
+def two(place: Path, work: Callable[[], int]) -> int:
+    """Do the work by two processes, whose numbers are in the file `ranks`; 0 where both succeeded."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = []
+    for rank in range(2):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        ranks.append(os.fork())
+        if not ranks[-1]:
+            return work()  # this process then ends as its parent would
+    (place / "ranks").write_text(" ".join(map(str, ranks)))
+    first, status = os.wait()
+    other = next(rank for rank in ranks if rank != first)
+    if status:
+        os.kill(other, signal.SIGTERM)
+    code = wait(other, PATIENCE)
+    (place / "ranks").unlink()
+    return int(bool(status or code))
 
 
 def wait(process: int, seconds: float) -> int | None:
@@ -288,8 +314,12 @@ def wait(process: int, seconds: float) -> int | None:
         time.sleep(min(0.005, max(0.0, until - time.monotonic())))
 
 
-def kill(process: int) -> bool:
-    """SIGKILL to the group; whether it came before the end."""
+def kill(process: int, ranks: Path, chance: Any) -> bool:
+    """SIGKILL to the group, or to one of the processes in `ranks`; whether it came before the end."""
+    if ranks.exists() and (numbers := ranks.read_text().split()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(chance.choice(numbers)), signal.SIGKILL)
+        return wait(process, PATIENCE) == 1
     try:
         os.killpg(process, signal.SIGKILL)
     except ProcessLookupError:  # it has not come to make its group yet
@@ -315,25 +345,26 @@ def attempt(name: str, place: Path, seconds: float, times: int, truth: Any, fres
     log = place.parent / f"{place.name}.log"
     for _ in range(times):
         process = start(name, place, log, fresh)
-        if wait(process, chance.uniform(0, seconds)) is not None or not kill(process):
+        if wait(process, chance.uniform(0, seconds)) is not None or not kill(process, place / "ranks", chance):
             counts["late"] += 1
             break
         counts["kills"] += 1
         earlier, before = before, command.finished(place)
         told += [f"lost {key}" for key in earlier if key not in before]
-        told += [f"repeated {key}" for key in earlier if name != "train" and before.get(key) != earlier[key]]
+        told += ["lost steps"] if before.get("steps", 0) < earlier.get("steps", 0) else []
+        told += [f"repeated {key}" for key in earlier if "steps" not in earlier and before.get(key) != earlier[key]]
         shown = log.read_text(errors="replace")
-        told += [f"repeated {step}" for step in train_repeated(earlier, shown)] if name == "train" else []
+        told += [f"repeated {step}" for step in train_repeated(earlier, shown)] if "steps" in earlier else []
         log.write_text("")
     if not counts["kills"]:
         return counts
     code = wait(process := start(name, place, log, fresh), PATIENCE)
     if code is None:
-        kill(process)
+        os.killpg(process, signal.SIGKILL)
     told += [f"lost: exit code {code} after the restart"] if code != 0 else []
     after = command.finished(place)
     told += [f"lost {key}" for key in before if key not in after]
-    if name == "train":
+    if "steps" in before:
         told += [f"repeated {step}" for step in train_repeated(before, log.read_text(errors="replace"))]
     else:
         told += [f"repeated {key}" for key in before if key in after and before[key] != after[key]]
@@ -407,7 +438,7 @@ def main() -> int:
     for fresh, kills in ((False, arguments.kills - arguments.fresh), (True, arguments.fresh)):
         for place, name in enumerate(arguments.commands):
             share = (kills + place) // len(arguments.commands)
-            if share:
+            if share and not (fresh and name == "distributed"):
                 results.append(campaign(name, share, fresh, work, arguments.seed, 1 if arguments.once else 2))
                 print(json.dumps(results[-1]), flush=True)
             if arguments.json:

@@ -92,10 +92,12 @@ def interrupted(photos, out, after=1, **options):
 
 
 def test_killed_at_random_moments(tmp_path):
-    """A few kills; scripts/faults.py makes hundreds, of `compare`, `eval` and the kernels' build too."""
+    """A few kills, one of a process of two that train; scripts/faults.py makes hundreds, of other commands too."""
     pytest.importorskip("accelerate", reason="needs fadeup[experiments]")
-    names = ["train", "predict"]
-    command = [sys.executable, str(SCRIPT), "--kills", "4", "--fresh", "0", "--once", "--commands", *names]
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    names = ["distributed", "predict"]
+    command = [sys.executable, str(SCRIPT), "--kills", "3", "--fresh", "0", "--once", "--commands", *names]
     done = subprocess.run(
         [*command, "--work", str(tmp_path), "--json", str(tmp_path / "faults.json")],
         capture_output=True,
@@ -104,7 +106,7 @@ def test_killed_at_random_moments(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "faults.json").read_text())["kills"]
-    assert {row["command"]: row["kills"] for row in rows} == dict.fromkeys(names, 2)
+    assert {row["command"]: row["kills"] for row in rows} == {"distributed": 1, "predict": 2}
 
 
 def test_a_prediction_goes_on_where_it_was_interrupted(photos, tmp_path):
@@ -494,28 +496,5 @@ def test_a_worker_that_is_killed_ends_the_training_which_then_goes_on(tmp_path, 
     assert (tmp_path / "r" / "checkpoint.pt").exists()
     assert main([*command, "--resume"]) == 0
     assert main([*command[:-2], "--name", "whole"]) == 0
-    one, other = (((tmp_path / name / "model.safetensors").read_bytes()) for name in ("r", "whole"))
-    assert one == other
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-def test_a_process_of_two_is_killed_and_the_training_goes_on(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fadeup"]
-    command = [*launch, *TRAIN, "--out", str(tmp_path), "--checkpoint-seconds", "0", "--train-images", "400"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    checkpoint, until = tmp_path / "r" / "checkpoint.pt", time.monotonic() + 200
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    told, _ = process.communicate(timeout=200)
-    assert process.returncode not in (0, None), told
-    assert "SIGKILL" in told or "Signal 9" in told
-    assert not (tmp_path / "r" / "model.safetensors").exists()
-    for more in (["--resume"], ["--name", "whole"]):
-        done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
     one, other = (((tmp_path / name / "model.safetensors").read_bytes()) for name in ("r", "whole"))
     assert one == other
