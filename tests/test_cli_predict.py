@@ -120,7 +120,10 @@ def test_labels_are_those_of_the_network(model, photos, tmp_path, resize):
 def test_default_folder(model, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["predict", "segment", str(photos / "dot.png"), "--model", str(model)]) == 0
-    assert sorted(path.name for path in (tmp_path / "predictions").glob("[!.]*")) == ["dot.label.png", "dot.overlay.png"]
+    assert sorted(path.name for path in (tmp_path / "predictions").glob("[!.]*")) == [
+        "dot.label.png",
+        "dot.overlay.png",
+    ]
 
 
 def test_segformer_of_hugging_face(hugging_face, photos, tmp_path, capsys):

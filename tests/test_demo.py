@@ -203,11 +203,11 @@ def trained(folder: Path, recipe: Reconstruction) -> Path:
 
 
 def test_networks_of_ones_own_are_offered(tmp_path, photos):
-    run = trained(tmp_path / "mine", ColourReconstruction())
+    run = trained(tmp_path / "mine-0.5", ColourReconstruction())
     grey = trained(tmp_path / "grey", Reconstruction())
     studio = Studio([str(run), str(grey)], max_pixels=20_000)
-    assert studio.choices()["reconstruct"][-2:] == ["mine", "grey"]
-    for name in ("mine", "grey"):
+    assert studio.choices()["reconstruct"][-2:] == ["mine-0.5", "grey"]
+    for name in ("mine-0.5", "grey"):
         assert studio.predict("reconstruct", name, photos["dandelion"]).result.shape == (121, 165, 3)
     trained(tmp_path / "more", ColourReconstruction())
     (tmp_path / "more").rename(tmp_path / "fade")

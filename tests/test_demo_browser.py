@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -489,6 +490,12 @@ def test_only_its_own_files_are_served(address, place):
     assert "Files must be uploaded, got a web address" in told
 
 
+def ran(coroutine):
+    """What it returns; in a thread of its own, since playwright's loop runs in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, coroutine).result()
+
+
 def asked(address: str, photo: dict) -> str:
     """The refusal of a comparison of that photograph."""
 
@@ -504,7 +511,7 @@ def asked(address: str, photo: dict) -> str:
                         return str(message["output"]["error"])
         raise AssertionError("no answer")
 
-    return asyncio.run(ask())
+    return ran(ask())
 
 
 def test_an_upload_stays_in_the_page_s_folder(address, place):
@@ -513,7 +520,7 @@ def test_an_upload_stays_in_the_page_s_folder(address, place):
             visitor = load_page.Visitor(client, (await client.get("/config")).json())
             return await visitor.upload("../../../../cwd/x.png", b"1"), await visitor.upload("x.bmp", bytes(5_500_000))
 
-    forged, large = asyncio.run(upload())
+    forged, large = ran(upload())
     path = Path(forged.json()[0])
     assert path.resolve() == path
     assert path.is_relative_to(next((place / "tmp").glob("fadeup-demo-*")))
@@ -526,7 +533,7 @@ def test_visitors_at_once_have_no_errors(address, monkeypatch):
     monkeypatch.setattr(load_page, "LEFT", 0.3)
     for name in ("large.jpg", "middle.jpg", "bomb.png"):
         monkeypatch.delitem(load_page.FILES, name)
-    seen = asyncio.run(load_page.load(address, dict, 5, 0.1, seed=3))
+    seen = ran(load_page.load(address, dict, 5, 0.1, seed=3))
     assert not seen.errors
     assert sum(seen.done.values()) >= 3
 

@@ -104,8 +104,11 @@ def largest(tensors: list[Tensor]) -> float:
     return max((x[x.isfinite()].abs().max().item() for x in tensors if x.isfinite().any()), default=0.0)
 
 
-def assert_agree(actual: Tensor, low: Tensor, exact: Tensor, size: float) -> None:
+def assert_agree(actual: Tensor, low: Tensor, exact: Tensor, size: float, saturated: bool) -> None:
     """Within the reference's rounding; where its result is not finite, not finite alike at the same places.
+
+    In float64 it cannot be told from its own rounding, and large logits magnify that: to nine digits. A weight below
+    e^-87 is 0 in native, and infinity times it NaN; where kernels are saturated, either will do.
 
     Of a saturated kernel the gradient is a difference of equal numbers, which the reference may have exactly 0 by luck:
     results of one pass are held to the rounding of `size`, the largest of them.
@@ -113,13 +116,15 @@ def assert_agree(actual: Tensor, low: Tensor, exact: Tensor, size: float) -> Non
     assert actual.dtype == low.dtype
     finite, unit = low.isfinite(), torch.finfo(low.dtype).eps * size
     if finite.all() and exact.isfinite().all():
-        slack = 8 if low.dtype == torch.float64 else SLACK
-        assert_within(actual, exact, slack * max(budget(exact, low), unit))
+        if low.dtype == torch.float64:
+            assert_within(actual, exact, 1e-9 * size)
+        else:
+            assert_within(actual, exact, SLACK * max(budget(exact, low), unit))
         return
     assert torch.equal(actual.isfinite(), finite)
-    assert same(actual.masked_fill(finite, 0), low.masked_fill(finite, 0))
+    assert saturated or same(actual.masked_fill(finite, 0), low.masked_fill(finite, 0))
     error = (actual - low)[finite].abs()
-    assert (error <= 64 * unit).all()
+    assert (error <= (1e-9 * size if low.dtype == torch.float64 else 64 * unit)).all()
 
 
 class Life(RuleBasedStateMachine):
@@ -239,7 +244,7 @@ class Life(RuleBasedStateMachine):
         for i, (ours, rounded, wide) in enumerate(
             zip(actual, low, low if isinstance(exact, str) else exact, strict=True)
         ):
-            assert_agree(ours, rounded, wide.double(), size if i else largest(low[:1]))
+            assert_agree(ours, rounded, wide.double(), size if i else largest(low[:1]), "large" in values)
         self.last = maps
 
     def has_lost_range(self) -> bool:

@@ -104,7 +104,8 @@ class Studio:
             path = weights_file(model)
             if path is None:
                 raise ValueError(f"models must be networks that fadeup train wrote, got {model}")
-            key = (Path(model).stem, self._task_of(path))
+            name = Path(model).name if Path(model).is_dir() else Path(model).stem  # mine-0.5 is no mine-0
+            key = (name, self._task_of(path))
             if key in self._sources:
                 raise ValueError(f"models must have names of their own, got {key[0]} twice; rename the folder")
             self._sources[key] = model
