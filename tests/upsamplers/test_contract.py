@@ -861,3 +861,16 @@ def test_on_a_gpu_results_and_gradients_are_those_of_the_cpu(name):
     half = run(copy.deepcopy(module).to("cuda", torch.float16), *(x.to("cuda", torch.float16) for x in inputs))
     up, wanted = half[0], expected[0]  # gradients of IndexNet and A2U are small differences of large numbers
     torch.testing.assert_close(up, wanted, rtol=3e-2, atol=3e-2 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dysample_at_nan_has_the_same_values_with_gradients_and_none_where_it_sampled_nan(dtype):
+    module = build_upsampler("dysample", 8).to(dtype)
+    decoder = torch.randn(2, 8, 5, 6, dtype=dtype)
+    decoder[:, 0, 2, 3] = float("nan")
+    with torch.no_grad():
+        expected = module(decoder)
+    out = module(decoder.requires_grad_())
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+    out.nan_to_num().sum().backward()  # torch's own gradient of grid_sample ended the process here
+    assert decoder.grad.shape == decoder.shape

@@ -73,6 +73,9 @@ class DySample(Upsampler):
         """Offsets, then sampling in at least float32, where half precision would misplace points."""
         dtype = torch.promote_types(decoder.dtype, torch.float32)
         points = self._points(self._offsets(decoder).to(dtype), int(self.scale))
+        if points.requires_grad and not torch.compiler.is_exporting():
+            # Torch takes NaN to the first pixel, but its gradient there writes outside the map and may end the process.
+            points = points.masked_fill(points.isnan(), -1)
         batch, channels, height, width = decoder.shape
         folded = decoder.to(dtype).reshape(batch * self.groups, channels // self.groups, height, width)
         sampled = F.grid_sample(folded, points, mode="bilinear", padding_mode="border", align_corners=False)
