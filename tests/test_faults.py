@@ -485,7 +485,7 @@ def test_a_worker_that_is_killed_ends_the_training_which_then_goes_on(tmp_path, 
                 os.kill(child.pid, signal.SIGKILL)
                 child.join(30)
 
-    command = [*TRAIN, "--out", str(tmp_path), "--checkpoint-seconds", "0", "--train-images", "160", "--workers", "1"]
+    command = [*TRAIN, "--out", str(tmp_path), "--checkpoint-seconds", "0", "--train-images", "640", "--workers", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "on_step", kill_the_worker)
         assert main(command) == 2

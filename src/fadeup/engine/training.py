@@ -119,7 +119,7 @@ def train(
             save_checkpoint(checkpoint, training.identity, training.state())
 
     saved = time.monotonic()
-    with interruption() as stop:
+    with interruption() as stop, living_workers():
         for inputs, targets in training.batches():
             stopping = training.step(inputs, targets, stop.is_set())
             if training.main:
@@ -183,13 +183,7 @@ class Training:
         keys = Batches(samples, self.recipe.batch_size, self.seed, self.total, self.steps_done, rank, world)
         augmented = Augmented(self.data.train, self.recipe.augment, self.seed)
         pinned = self.accelerator.device.type == "cuda"
-        try:
-            yield from DataLoader(augmented, batch_sampler=keys, num_workers=self.setting.workers, pin_memory=pinned)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            rule = "workers must live as long as the training; the system ends them where memory is short: take fewer"
-            raise RuntimeError(f"{rule}, got {error}") from error
+        yield from DataLoader(augmented, batch_sampler=keys, num_workers=self.setting.workers, pin_memory=pinned)
 
     def step(self, inputs: Tensor, targets: Tensor, stopping: bool) -> bool:
         """One step of the optimizer; whether any process is asked to stop after it."""
@@ -354,6 +348,18 @@ def interruption() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def living_workers() -> Iterator[None]:
+    """Say what helps where a process that loads data has been ended: torch raises that wherever it is just then."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        rule = "workers must live as long as the training; the system ends them where memory is short: take fewer"
+        raise RuntimeError(f"{rule}, got {error}") from error
 
 
 def _accelerator(precision: str, device: str) -> Any:
