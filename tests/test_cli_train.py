@@ -314,14 +314,15 @@ def test_bad_arguments_of_eval(arguments, message, run, capsys, tmp_path, monkey
     assert error.startswith("fadeup eval: ")
 
 
-def test_damaged_results_are_named(run, tmp_path, capsys):
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"scores": {"miou": 1}}'])
+def test_damaged_results_are_named(run, content, tmp_path, capsys):
     copy = tmp_path / run.name
     copy.mkdir()
     (copy / "config.json").write_bytes((run / "config.json").read_bytes())
     for name in ("model.safetensors", "results.json"):
-        (copy / name).write_text("{")
+        (copy / name).write_text(content)
     assert main([*land(tmp_path), "--upsampler", "fade", "--seed", "5", "--resume"]) == 2
-    assert "results.json must be JSON, got" in capsys.readouterr().err
+    assert "results.json must be JSON with the network's scores, got" in capsys.readouterr().err
     assert "delete it to score the network again" not in (copy / "results.json").read_text()
 
 

@@ -89,6 +89,7 @@ def packed(content):
 DEEP = b"[" * 100_000
 FOUND = [
     ("alpha", lab(), r"x\.png must be grey, palette, RGB or CMYK, got LAB; convert it to RGB"),
+    ("set", b"\x01" * 400, r"--set must be FIELD=VALUE"),
     ("run", DEEP, r"config\.json must be JSON, got lists in lists without end"),
     ("run", b"[1]", r"config\.json must hold a configuration, got \[1\]; choose another --name"),
     ("config", DEEP, r"config\.json of .* must be JSON, got lists in lists"),

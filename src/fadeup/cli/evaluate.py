@@ -91,7 +91,7 @@ def _load(arguments: argparse.Namespace, device: Any) -> tuple[Any, Any]:
         raise ValueError(f"--data must be given with a network of Hugging Face, got none for {model}")
     given = {"source": arguments.source, "test_images": arguments.test_images}
     given = {name: value for name, value in given.items() if value is not None}
-    kind = RECIPES.get(read_about(path).get("task", "")) if path is not None else None
+    kind = RECIPES.get(str(read_about(path).get("task"))) if path is not None else None
     if path is not None and kind is not None and not issubclass(kind, Segmentation):
         network, recipe, _ = load_trained(path)
         return _scored_on(recipe, task, model, given), network.to(device)

@@ -56,7 +56,7 @@ def chosen_recipe(task: str, arguments: argparse.Namespace) -> Any:
     for pair in arguments.set or ():
         name, sign, text = pair.partition("=")
         if not sign or name not in known:
-            raise ValueError(f"--set must be FIELD=VALUE with one of {', '.join(sorted(known))}, got {pair!r}")
+            raise ValueError(f"--set must be FIELD=VALUE with one of {', '.join(sorted(known))}, got {pair!r:.200}")
         given[name] = _like(getattr(recipe, name), name, text)
     return replace(recipe, **given)
 

@@ -110,9 +110,13 @@ def _open(path: Path, recipe: Any, arguments: argparse.Namespace) -> dict[str, A
     if not results.exists() or not (path / "model.safetensors").exists():
         return None
     try:
-        return json.loads(results.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{results} must be JSON, got {error}; delete it to score the network again") from error
+        held = json.loads(results.read_text(encoding="utf-8"))
+        if not {metric.name for metric in recipe.metrics} <= held["scores"].keys():
+            raise ValueError("no score of each metric")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        problem = f"{results} must be JSON with the network's scores, got {error}; delete it to score the network again"
+        raise ValueError(problem) from error
+    return held
 
 
 def _trained(arguments: argparse.Namespace, recipe: Any, data: Any, path: Path, watch: Watch) -> Any:

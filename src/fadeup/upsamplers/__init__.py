@@ -101,7 +101,7 @@ def _literal(text: str) -> Any:
     """A number, a truth value or None where the text is one; else the text."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the parser gives up in these ways
         return text
 
 
