@@ -552,7 +552,8 @@ def test_visitors_at_once_have_no_errors(address, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # Gradio runs in this process here, and sets an option of pandas that is going
-def test_a_full_queue_says_so(browser, tmp_path):
+def test_a_full_queue_says_so(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the page lowers it for its own process
     page_module, layout = importlib.import_module("fadeup.demo.page"), importlib.import_module("fadeup.demo.layout")
     go_on = threading.Event()
     (tmp_path / "photo.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
