@@ -111,7 +111,7 @@ def diagnose() -> dict[str, Any]:
         "cache": str(native.cache_folder()),
         "compiler": None if command is None else " ".join(command),
         "compiler_version": _version(command),
-        "may_compile": os.environ.get("FADEUP_JIT", "").strip() in ("", "1"),
+        "may_compile": native.jit() == "1",
         "gpu": _gpu(),
         "cuda": torch.version.cuda,
         "triton": package_version("triton"),

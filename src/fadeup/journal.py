@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fadeup.checkpoint import differences, write
+from fadeup.kernels.native import lives
 
 
 def sweep(folder: Path, names: Container[str] | None = None) -> None:
@@ -27,18 +28,8 @@ def sweep(folder: Path, names: Container[str] | None = None) -> None:
         return
     for entry in os.scandir(folder):
         left = re.fullmatch(r"\.(.+)\.(\d+)\.part", entry.name)
-        if left and (names is None or left[1] in names) and not _lives(int(left[2])):
+        if left and (names is None or left[1] in names) and not lives(left[2]):
             Path(entry.path).unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 class Journal:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -63,12 +61,9 @@ def chosen_recipe(task: str, arguments: argparse.Namespace) -> Any:
 
 def _like(value: Any, name: str, text: str) -> Any:
     """The text as a value of the same kind; whatever it says where the present one is None."""
-    try:
-        with warnings.catch_warnings():  # of what looks like an escape, in C:\\data
-            warnings.simplefilter("ignore")
-            given = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the parser gives up in these ways
-        given = text
+    from fadeup.upsamplers import literal
+
+    given = literal(text)
     if isinstance(value, float) and type(given) is int:
         given = float(given)
     if value is not None and given is not None and type(given) is not type(value):

@@ -104,16 +104,17 @@ def _checked_recipe(arguments: argparse.Namespace) -> Any:
 def _open(path: Path, recipe: Any, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Open the run folder; its results where it is finished."""
     from fadeup.compare import RunFolder
+    from fadeup.reading import read_json
 
     RunFolder(path, recipe, resume=arguments.resume, upsampler=arguments.upsampler, seed=arguments.seed)
     results = path / "results.json"
     if not results.exists() or not (path / "model.safetensors").exists():
         return None
     try:
-        held = json.loads(results.read_text(encoding="utf-8"))
+        held = read_json(results)
         if not {metric.name for metric in recipe.metrics} <= held["scores"].keys():
             raise ValueError("no score of each metric")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         problem = f"{results} must be JSON with the network's scores, got {error}; delete it to score the network again"
         raise ValueError(problem) from error
     return held

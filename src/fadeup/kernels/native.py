@@ -121,22 +121,25 @@ def compiler() -> list[str] | None:
     return None
 
 
+def jit() -> str:
+    """What `FADEUP_JIT` says: 1 where it is not set."""
+    return os.environ.get("FADEUP_JIT", "").strip() or "1"
+
+
 def may_compile() -> bool:
     """Whether `FADEUP_JIT` allows to compile the kernels; it does where it is not set.
 
     Raises:
         BuildError: It is neither 0 nor 1.
     """
-    chosen = os.environ.get("FADEUP_JIT", "").strip()
-    if chosen not in ("", "0", "1"):
-        raise BuildError(f"FADEUP_JIT must be 0 or 1, got {chosen}")
-    return chosen != "0"
+    if jit() not in ("0", "1"):
+        raise BuildError(f"FADEUP_JIT must be 0 or 1, got {jit()}")
+    return jit() == "1"
 
 
 def remedy() -> str:
     """What gives the kernels to a machine that has to do without them."""
-    chosen = os.environ.get("FADEUP_JIT", "").strip()
-    return INSTALL if chosen in ("", "1") else "set FADEUP_JIT=1, which allows to compile them"
+    return INSTALL if jit() == "1" else "set FADEUP_JIT=1, which allows to compile them"
 
 
 def _compiler_mark(command: Sequence[str]) -> str:
@@ -294,7 +297,7 @@ def prebuild(level: str, folder: Path, *flags: str) -> Path:
 def _compile(command: list[str], folder: Path, target: Path, mark: str, choices: Sequence[Sequence[str]]) -> None:
     logger.info("fadeup: building the CPU kernels")
     for left in folder.glob("build-*-*"):  # by builds whose processes were killed
-        if not _lives(left.name.split("-")[1]):
+        if not lives(left.name.split("-")[1]):
             shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"build-{os.getpid()}-") as work:
         made, sealed, error = Path(work) / "native.so", Path(work) / "sealed.so", ""
@@ -317,7 +320,8 @@ def _compile(command: list[str], folder: Path, target: Path, mark: str, choices:
         sealed.replace(target)
 
 
-def _lives(process: str) -> bool:
+def lives(process: str) -> bool:
+    """Whether there is a process of that number."""
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import warnings
 from typing import Any
 
 from fadeup.upsamplers.a2u import A2U
@@ -94,13 +95,15 @@ def resolve(name: str) -> tuple[type[Upsampler], dict[str, Any]]:
     for option, sign, _ in pairs:
         if not sign or option not in known:
             raise ValueError(f"options of {plain!r} must be key=value with {', '.join(known)}, got {option!r}")
-    return kind, options | {option: _literal(value) for option, _, value in pairs}
+    return kind, options | {option: literal(value) for option, _, value in pairs}
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """A number, a truth value or None where the text is one; else the text."""
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings():  # of what looks like an escape, in C:\\data
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the parser gives up in these ways
         return text
 
