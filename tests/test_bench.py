@@ -1,5 +1,9 @@
+import functools
+import itertools
 import json
+import operator
 import os
+import random
 import re
 import shlex
 import signal
@@ -394,6 +398,42 @@ def test_tables_of_another_file(content, tmp_path, capsys):
         path.write_text(content)
     assert main(["bench", "--tables", str(path)]) == 2
     assert "--tables must be a file that fadeup bench --json has written, got " in capsys.readouterr().err
+
+
+def places(value, so_far=()):
+    """Keys to everything within a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, held in inner:
+        yield (*so_far, key)
+        yield from places(held, (*so_far, key))
+
+
+def tables_or_refusal(path):
+    try:
+        return tables.markdown(tables.read(path))
+    except ValueError as error:
+        return str(error)
+
+
+def test_damaged_results_make_tables_or_are_named(small_run, tmp_path):
+    path = tmp_path / "bench.json"
+    text = (small_run / "bench.json").read_text()
+    told = []
+    damages = itertools.product(places(json.loads(text)), (None, "text", [], {}, "gone"))
+    for (*above, key), damage in random.Random(0).sample(list(damages), 300):
+        results = json.loads(text)
+        holder = functools.reduce(operator.getitem, above, results)
+        if damage == "gone":
+            del holder[key]
+        else:
+            holder[key] = damage
+        path.write_text(json.dumps(results))
+        told.append(tables_or_refusal(path))
+    refused = [answer for answer in told if f"file that fadeup bench --json has written, got {path}" in answer]
+    made = [answer for answer in told if "### What was promised" in answer or "### Times and memory" in answer]
+    assert len(refused) > 30
+    assert len(made) > 30
+    assert len(refused) + len(made) == len(told)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         (["--source", "nowhere"], "train-images-idx3-ubyte.gz must be in nowhere"),
         (["--seeds", "0", "0"], "seeds must be different"),
         (["--name", "x", "--out", "/proc/none"], "must be a folder that can be written"),
+        (["--name", "../x"], "--name must be a name within runs, got '../x'; --out is the folder"),
         (["--device", "warp"], "--device must be one that torch can use here, got 'warp': "),
     ],
 )

@@ -275,6 +275,7 @@ def test_classes_without_pixels_have_no_score():
         (["landcover", "--set", "precision=float16"], "precision must be float32 or bfloat16 on the CPU"),
         (["landcover", "--device", "warp"], "--device must be one that torch can use here, got 'warp': "),
         (["landcover", "--out", "/proc/none"], "must be a folder that can be written"),
+        (["landcover", "--name", "/tmp/x"], "--name must be a name within runs, got '/tmp/x'; --out is the folder"),
     ],
 )
 def test_bad_arguments_of_train(arguments, message, capsys, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,10 +137,35 @@ def test_bad_arguments(arguments, message, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_timings_of_another_kind(capsys, tmp_path):
-    (tmp_path / "t.json").write_text("[]")
-    assert main(["cost", "--figure", str(tmp_path / "f.png"), "--timings", str(tmp_path / "t.json")]) == 2
-    assert "--timings must be a file that --measure has written, got another" in capsys.readouterr().err
+def other_timings():
+    """Files that are none of timings, or parts of one."""
+    path = Path(__file__).parents[1] / "benchmarks/results/figure7.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    yield from ("", "{", "[]", "{}", '{"channels": {}, "sizes": {}}', "[" * 100_000)
+    yield json.dumps({name: value for name, value in kept.items() if name != "channels"})
+    for change in ({"x": 3}, {"x": [1]}, {"median_ms": None}):
+        yield json.dumps(kept | {"sizes": kept.get("sizes", {}) | change})
+
+
+@pytest.mark.parametrize("content", list(other_timings()), ids=range(10))
+def test_timings_of_another_kind(content, capsys, tmp_path):
+    timings, figure = tmp_path / "t.json", tmp_path / "f.png"
+    timings.write_text(content)
+    assert main(["cost", "fade", "--figure", str(figure), "--timings", str(timings)]) == 2
+    assert f"--timings must be a file that --measure has written, got another in {timings}: " in capsys.readouterr().err
+    assert not figure.exists()
+
+
+def test_what_was_kept_survives_a_table_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    table = tmp_path / "table.json"
+    table.write_text("earlier")
+    monkeypatch.setattr("os.fsync", full)
+    assert main(["cost", "fade", "--json", str(table)]) == 2
+    assert "must be a file that can be written, got [Errno 28]" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
 
 
 def test_table_over_all_names():

@@ -122,7 +122,7 @@ def cost_view(rows: Sequence[Row], title: str) -> Table:
 
 def figure_cost(curves: dict[str, Any], timings: dict[str, Any] | None = None) -> Figure:
     """Figure 7 of the paper: multiply–accumulates over channels and over sizes; measured time and memory beneath."""
-    measured = ("median_ms", "peak_mib") if timings else ()
+    measured = () if timings is None else ("median_ms", "peak_mib")
     figure = Figure(figsize=(10, 4 * (1 + len(measured))), layout="constrained")
     axes = figure.subplots(1 + len(measured), 2, squeeze=False)
     labels = {"median_ms": "forward, ms", "peak_mib": "peak memory, MiB"}

@@ -21,6 +21,7 @@ from fadeup.bench.networks import run_networks
 from fadeup.bench.run import Settings, Tell, require_quiet, thread_count
 from fadeup.bench.targets import QUICK, Plan, run_curves, run_plans, run_targets
 from fadeup.bench.timing import environment
+from fadeup.checkpoint import write
 from fadeup.functional import check_choice
 from fadeup.models.weights import needed
 from fadeup.report import save_figure
@@ -46,7 +47,7 @@ def bench(arguments: argparse.Namespace) -> int:
     view.show(results, Console())
     if arguments.json:
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-        _save(arguments.json, lambda path: path.write_text(text, encoding="utf-8"))
+        _save(arguments.json, lambda path: write(path, text.encode()))
     if arguments.figure:
         _save(arguments.figure, lambda path: save_figure(view.figure_curves(results["curves"]), path))
     curves, networks = (results["curves"] or {}).values(), results["networks"]

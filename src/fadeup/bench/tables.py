@@ -10,6 +10,8 @@ from typing import Any
 
 from fadeup.bench.case import unusual_text
 from fadeup.bench.targets import memory_ratio, per_pixel
+from fadeup.checkpoint import write
+from fadeup.reading import read_json
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NETWORKS_BEGIN, NETWORKS_END = "<!-- networks:begin -->", "<!-- networks:end -->"
@@ -35,14 +37,19 @@ def read(path: Path) -> dict[str, Any]:
     """
     rule = f"--tables must be a file that fadeup bench --json has written, got {path}"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        results = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{rule}: {error}") from error
     if not isinstance(results, dict) or not results.keys() >= KEYS:
         raise ValueError(f"{rule}, which is another")
-    for result in (*results["cases"], *itertools.chain(*(results["curves"] or {}).values())):
-        result["case"] = {"batch": 1, "device": "cpu"} | result["case"]  # which older files do not have
-    return {"networks": None} | results  # nor this
+    try:
+        for result in (*results["cases"], *itertools.chain(*(results["curves"] or {}).values())):
+            result["case"] = {"batch": 1, "device": "cpu"} | result["case"]  # which older files do not have
+        results = {"networks": None} | results  # nor this
+        markdown(results)  # so that what is missing is told of with the file's name
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{rule}, which is damaged: {error!r:.200}") from error
+    return results
 
 
 def size_text(case: dict[str, Any]) -> str:
@@ -235,7 +242,7 @@ def insert(page: Path, text: str, places: tuple[str, str]) -> None:
     Raises:
         ValueError: The page does not have the two marks, once each and in order.
     """
-    page.write_text(inserted(page.read_text(encoding="utf-8"), text, places, page), encoding="utf-8")
+    write(page, inserted(page.read_text(encoding="utf-8"), text, places, page).encode())
 
 
 def inserted(old: str, text: str, places: tuple[str, str], page: Path) -> str:

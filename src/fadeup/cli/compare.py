@@ -16,6 +16,7 @@ from fadeup.cli.options import (
     check_device,
     chosen_recipe,
     progress_bar,
+    run_folder,
 )
 from fadeup.cli.train import passed_over
 
@@ -59,7 +60,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
     tasks = _tasks(arguments)
     check_device(arguments.device)
-    place = arguments.out / (arguments.name or (tasks[0] if len(tasks) == 1 else "compare"))
+    place = run_folder(arguments, tasks[0] if len(tasks) == 1 else "compare")
     if len(tasks) > 1 and (place / "config.json").exists():
         raise ValueError(f"{place} must be a run of several tasks, got one of a single task; choose another --name")
     planned = [_plan(task, arguments) for task in tasks]  # before the folders: missing data leaves none behind

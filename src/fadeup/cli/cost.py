@@ -11,6 +11,8 @@ from typing import Any
 import fadeup
 from fadeup.cli.options import positive, save
 
+TIMINGS = "--timings must be a file that --measure has written, got"
+
 
 def add(commands: Any) -> None:
     """The command."""
@@ -42,6 +44,7 @@ def add(commands: Any) -> None:
 
 
 def _cost(arguments: argparse.Namespace) -> None:
+    from fadeup.checkpoint import write
     from fadeup.cost import cost_table, curves
 
     if len(arguments.size) > 2:
@@ -57,7 +60,7 @@ def _cost(arguments: argparse.Namespace) -> None:
         if str(arguments.json) == "-":
             print(text)
         else:
-            save(arguments.json, lambda path: path.write_text(text + "\n"))
+            save(arguments.json, lambda path: write(path, f"{text}\n".encode()))
     if str(arguments.json) != "-":
         from rich.console import Console
 
@@ -69,24 +72,32 @@ def _cost(arguments: argparse.Namespace) -> None:
         from fadeup import report
 
         timings = _timings(arguments)
-        figure = report.figure_cost(curves(), timings)
+        try:
+            figure = report.figure_cost(curves(), timings)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if arguments.measure:
+                raise
+            raise ValueError(f"{TIMINGS} another in {arguments.timings}: {error!r:.200}") from error
         save(arguments.figure, lambda path: report.save_figure(figure, path))
 
 
 def _timings(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Timings from the file, or measured here, and then kept in the file."""
+    from fadeup.checkpoint import write
+    from fadeup.reading import read_json
+
     if not arguments.measure:
         if arguments.timings is None:
             return None
         if not arguments.timings.exists():
-            raise ValueError(f"--timings must be a file that --measure has written, got none at {arguments.timings}")
-        timings = json.loads(arguments.timings.read_text())
-        if not isinstance(timings, dict) or not {"channels", "sizes"} <= timings.keys():
-            raise ValueError(f"--timings must be a file that --measure has written, got another in {arguments.timings}")
-        return timings
+            raise ValueError(f"{TIMINGS} none at {arguments.timings}")
+        try:
+            return read_json(arguments.timings)
+        except ValueError as error:
+            raise ValueError(f"{TIMINGS} another in {arguments.timings}: {error}") from error
     from fadeup.bench import measure_curves
 
     timings = measure_curves()
     if arguments.timings:
-        save(arguments.timings, lambda path: path.write_text(json.dumps(timings, indent=2) + "\n"))
+        save(arguments.timings, lambda path: write(path, (json.dumps(timings, indent=2) + "\n").encode()))
     return timings

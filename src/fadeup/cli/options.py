@@ -24,6 +24,18 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="+", metavar="FIELD=VALUE", help="any other field of the recipe, as in its docs")
 
 
+def run_folder(arguments: argparse.Namespace, default: str) -> Path:
+    """The folder of a run: `--name` in `--out`.
+
+    Raises:
+        ValueError: The name leads out of it.
+    """
+    name = Path(arguments.name or default)
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"--name must be a name within {arguments.out}, got {arguments.name!r}; --out is the folder")
+    return arguments.out / name
+
+
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Where to compute."""
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")

@@ -17,6 +17,7 @@ from fadeup.cli.options import (
     chosen_recipe,
     natural,
     positive,
+    run_folder,
     written,
 )
 
@@ -64,7 +65,7 @@ def train(arguments: argparse.Namespace) -> None:
     processes.join(arguments.device)
     recipe = processes.on_main(lambda: _checked_recipe(arguments))
     data = recipe.data()  # before the folder, so that missing data leaves none behind
-    path = arguments.out / (arguments.name or f"{arguments.task}-{arguments.upsampler}-seed{arguments.seed}")
+    path = run_folder(arguments, f"{arguments.task}-{arguments.upsampler}-seed{arguments.seed}")
     finished = processes.on_main(lambda: _open(path, recipe, arguments))
     console = Console(quiet=not processes.is_main())
     if finished:

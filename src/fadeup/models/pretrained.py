@@ -11,10 +11,10 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -44,6 +44,7 @@ else:
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 KIND, VERSION, CLASSES = "_class", "_fadeup", "_classes"
 """What a `config.json` says beside the constructor's arguments: the class, who wrote it, names of classes."""
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Pretrained(PyTorchModelHubMixin, nn.Module, library_name="fadeup", tags=["fadeup", "upsampling"]):
@@ -192,17 +193,14 @@ class Pretrained(PyTorchModelHubMixin, nn.Module, library_name="fadeup", tags=["
             raise ValueError(f"{name} must hold the class {cls.__name__}, got {held}; {held}.from_pretrained loads it")
         path = _fetched(name, WEIGHTS, where)
         about = read_about(path)
-        left_out = without(path, about)
         given = {key: tuple(x) if isinstance(x, list) else x for key, x in config.items() if key[0] != "_"} | arguments
         given.pop("weights", None)
-        # What the folder asks for takes no memory until it is known to be what it holds.
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")  # of layers without channels
-            check_shapes(path, cls._built(given, str(name)), without=left_out.get("prefix", ""))
-        network = cls._built(given | ({"weights": left_out["weights"]} if left_out else {}), str(name))
-        load_weights(path, network, without=left_out.get("prefix", ""))
+
+        def build(weights: str | None) -> Self:
+            return cls._built(given | ({"weights": weights} if weights else {}), str(name))
+
+        network = rebuilt(path, about, build)
         network.classes = class_names(config.get(CLASSES), str(name))
-        network.eval()
         network.record = about if "recipe" in about else None
         return network
 
@@ -272,6 +270,28 @@ class Pretrained(PyTorchModelHubMixin, nn.Module, library_name="fadeup", tags=["
                     f"{type(self).__name__} must be as its constructor makes it to be saved, got {key} of {here} in "
                     f"place of {there}; save the state_dict instead"
                 )
+
+
+def rebuilt(path: Path, about: Mapping[str, Any], build: Callable[[str | None], Network]) -> Network:
+    """The network of a file of weights, in evaluation mode.
+
+    Args:
+        path: Of the file.
+        about: What it says.
+        build: Makes the network, with weights of the name that it is given for those that the file leaves out.
+
+    Raises:
+        ValueError: The file holds other tensors than the network.
+    """
+    left_out = without(path, about)
+    prefix = left_out.get("prefix", "")
+    # What the file asks for takes no memory until it is known to be what it holds.
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # of layers without channels
+        check_shapes(path, build(None), without=prefix)
+    network = build(left_out.get("weights"))
+    load_weights(path, network, without=prefix)
+    return network.eval()
 
 
 def without(path: Path, about: Mapping[str, Any]) -> dict[str, str]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import fadeup
-from fadeup.checkpoint import check_shapes, load_weights, read_about, save_weights
-from fadeup.models.pretrained import Pretrained, class_names, downloaded_weights, without
+from fadeup.checkpoint import read_about, save_weights
+from fadeup.models.pretrained import Pretrained, class_names, downloaded_weights, rebuilt
 from fadeup.predict.provenance import provenance
 from fadeup.reading import read_json
 from fadeup.recipes import RECIPES, Recipe
@@ -62,15 +60,8 @@ def load_trained(path: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
             f"{path} must be weights that fadeup train wrote, got a network that was saved without a recipe; load it "
             f"in Python by {about['network']}.from_pretrained"
         )
-    recipe, left_out = _recipe(path, about), without(path, about)
-    build = partial(_built, path, recipe, about)
-    # What the file asks for takes no memory until it is known to be what it holds.
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")  # of layers without channels
-        check_shapes(path, build(None), without=left_out.get("prefix", ""))
-    network = build(left_out.get("weights"))
-    load_weights(path, network, without=left_out.get("prefix", ""))
-    network.eval()
+    recipe = _recipe(path, about)
+    network = rebuilt(path, about, partial(_built, path, recipe, about))
     if isinstance(network, Pretrained):
         network.classes = class_names(about.get("classes"), str(path))
         try:
