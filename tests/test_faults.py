@@ -479,7 +479,7 @@ def test_a_worker_that_is_killed_ends_the_training_which_then_goes_on(tmp_path, 
 
     def kill_the_worker(self, step, *arguments):
         on_step(self, step, *arguments)
-        if not killed:
+        if step == 2 and not killed:  # the error is raised at once, perhaps before this step's checkpoint is whole
             killed.extend(multiprocessing.active_children())
             for child in killed:
                 os.kill(child.pid, signal.SIGKILL)

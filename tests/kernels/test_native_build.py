@@ -642,7 +642,8 @@ def test_a_full_disk_is_named_and_nothing_is_left(quick, cache, monkeypatch, own
 def test_ctrl_c_stops_the_build_leaves_nothing_and_the_next_start_builds(quick, cache, tmp_path):
     (tmp_path / "hanging").mkdir()
     hanging = fake_compiler(tmp_path / "hanging", "exec sleep 600")
-    command = [sys.executable, "-c", "from fadeup.kernels import native; native.build()"]
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # by a shell's job it is not
+    command = [sys.executable, "-c", f"{heeded}; from fadeup.kernels import native; native.build()"]
     environment = os.environ | {"CXX": str(hanging.path)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     until = time.monotonic() + 60

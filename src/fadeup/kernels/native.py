@@ -25,6 +25,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -334,17 +335,15 @@ def lives(process: str) -> bool:
 def _run(commands: list[list[str]]) -> str:
     """Run commands side by side within their time; the first words of complaint, or nothing where all succeeded."""
     processes, outputs = [], []
+
+    def start() -> None:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        processes.extend(subprocess.Popen(command, **pipes, start_new_session=True) for command in commands)
+
     try:
-        for command in commands:
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
+        # Ctrl-C is raised in the main thread, where it would come between the start of a process and its entry.
+        with ThreadPoolExecutor(1) as starter:
+            starter.submit(start).result()
         until = time.monotonic() + BUILD_SECONDS
         outputs = [process.communicate(timeout=max(0.1, until - time.monotonic()))[0] for process in processes]
     except subprocess.TimeoutExpired:
@@ -353,9 +352,8 @@ def _run(commands: list[list[str]]) -> str:
         raise BuildError(f"{commands[0][0]} cannot be run: {error}") from error
     finally:
         for process in processes if not outputs else ():  # one hangs, or Ctrl-C was pressed: their own children too
-            with contextlib.suppress(ProcessLookupError):
+            with process, contextlib.suppress(ProcessLookupError):  # communicate, interrupted, cannot be called again
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
     for process, output in zip(processes, outputs, strict=True):
         if process.returncode:
             lines = output.decode(errors="replace").strip().splitlines()
