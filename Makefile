@@ -63,7 +63,7 @@ unit: setup chromium clang
 # What was found is in docs/reliability.md.
 PYTHON313 ?= python3.13
 CORE := tests/kernels/test_reassemble.py tests/kernels/test_native.py tests/upsamplers tests/metrics tests/models \
-	tests/plug/test_upgrade.py tests/test_semi_shift.py tests/test_losses.py tests/test_engine.py
+	tests/plug/test_upgrade.py tests/test_semi_shift.py tests/test_losses.py tests/test_engine.py tests/test_precision.py
 compat:
 	$(PYTHON) -m venv build/torch-2.10
 	build/torch-2.10/bin/pip install --quiet --no-compile --editable '.[all,dev]' 'torch==2.10.*' 'torchvision==0.25.*'

@@ -551,15 +551,16 @@ def test_visitors_at_once_have_no_errors(address, monkeypatch):
     assert ended
 
 
-@pytest.mark.filterwarnings("ignore")  # Gradio runs in this process here, and sets an option of pandas that is going
-def test_a_full_queue_says_so(browser, tmp_path, monkeypatch):
+@pytest.fixture
+def busy(tmp_path, monkeypatch):
+    """`busy(waiting)` serves a page from this process whose worker computes until the test ends: blocks and address."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the page lowers it for its own process
     page_module, layout = importlib.import_module("fadeup.demo.page"), importlib.import_module("fadeup.demo.layout")
-    go_on = threading.Event()
+    go_on, served = threading.Event(), []
     (tmp_path / "photo.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    (tmp_path / "folder").mkdir()
 
     def call(method, *arguments, stop=None):
-        """A worker that is busy until it is told to go on."""
         known = {
             "choices": {"segment": ["fade"], "matte": [], "reconstruct": []},
             "photographs": {"black": tmp_path / "photo.png"},
@@ -569,25 +570,53 @@ def test_a_full_queue_says_so(browser, tmp_path, monkeypatch):
             raise ValueError("it is enough")
         return known[method]
 
-    (tmp_path / "folder").mkdir()
-    shared = page_module.Page(SimpleNamespace(call=call), tmp_path / "folder", waiting=1)
-    blocks = layout.build(shared)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    layout.launch(blocks, shared, "127.0.0.1", port, 1_000_000, 5)
+    def serve(waiting):
+        shared = page_module.Page(SimpleNamespace(call=call), tmp_path / "folder", waiting=waiting)
+        blocks = layout.build(shared)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        layout.launch(blocks, shared, "127.0.0.1", port, 1_000_000, 5)
+        served.append(blocks)
+        return blocks, f"http://127.0.0.1:{port}"
+
+    yield serve
+    go_on.set()
+    for blocks in served:
+        blocks.close(verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")  # Gradio runs in this process here, and sets an option of pandas that is going
+def test_a_full_queue_says_so(browser, busy):
+    _, address = busy(waiting=1)
     contexts = [browser.new_context() for _ in range(2)]
     try:
         pages = [context.new_page() for context in contexts]
         for page in pages:
             page.set_default_timeout(WAIT)
-            page.goto(f"http://127.0.0.1:{port}")
+            page.goto(address)
             page.locator("#run").wait_for()
         told(pages[1], r"The page is busy, as many visitors wait as may \(1\)")
     finally:
-        go_on.set()
         for context in contexts:
             context.close()
-        blocks.close(verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_of_many_tabs_the_oldest_are_forgotten(busy, monkeypatch):
+    monkeypatch.setattr("fadeup.demo.layout.SESSIONS", 3)
+    blocks, address = busy(waiting=1)
+    with urllib.request.urlopen(f"{address}/config") as answer:
+        config = json.load(answer)
+    for number in range(5):
+        visitor = load_page.Visitor(None, config)
+        visitor.session = f"tab{number}"
+        body = {"data": ["black"], "fn_index": visitor.functions["shipped.input"][0], "session_hash": visitor.session}
+        request = urllib.request.Request(
+            f"{address}/gradio_api/run/predict", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["data"][0]["path"].endswith("photo.png")
+    assert list(blocks.state_holder.session_data) == ["tab2", "tab3", "tab4"]
 
 
 def test_nothing_is_left_behind(tmp_path):

@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fadeup.demo import EDGE, INSIDE, MATTE, RECONSTRUCT, SEGMENT, STAGES, TASKS
-from fadeup.demo.page import FIRST, KEPT, Page, refusal
+from fadeup.demo.page import FIRST, KEPT, SESSIONS, Page, refusal
 from fadeup.demo.turns import Full, Replaced, Standing
 from fadeup.demo.worker import GivenUp
 
@@ -362,6 +362,7 @@ def launch(blocks: gr.Blocks, page: Page, host: str, port: int, max_pixels: int,
         ssr_mode=False,
         max_file_size=f"{megabytes}mb",
         max_threads=events,
+        state_session_capacity=SESSIONS,
         footer_links=[],
         theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,

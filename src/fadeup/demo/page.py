@@ -29,6 +29,8 @@ KEPT_BYTES = 1_000_000_000
 """Of such files at most; the oldest go first."""
 FRESH = 120
 """Seconds in which a file is kept whatever there is, since someone may be at it."""
+SESSIONS = 1000
+"""Tabs whose choices are known, at some 100 kB each; the one that was idle for longest is forgotten first."""
 WAITING = 40
 """Visitors that may wait; the next one is told that the page is busy."""
 
