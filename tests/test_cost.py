@@ -141,13 +141,13 @@ def other_timings():
     """Files that are none of timings, or parts of one."""
     path = Path(__file__).parents[1] / "benchmarks/results/figure7.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    yield from ("", "{", "[]", "{}", '{"channels": {}, "sizes": {}}', "[" * 100_000)
+    yield from ("", "{", "[]", "{}", '{"channels": {}, "sizes": {}}', "null", "[" * 100_000)
     yield json.dumps({name: value for name, value in kept.items() if name != "channels"})
     for change in ({"x": 3}, {"x": [1]}, {"median_ms": None}):
         yield json.dumps(kept | {"sizes": kept.get("sizes", {}) | change})
 
 
-@pytest.mark.parametrize("content", list(other_timings()), ids=range(10))
+@pytest.mark.parametrize("content", list(other_timings()), ids=range(11))
 def test_timings_of_another_kind(content, capsys, tmp_path):
     timings, figure = tmp_path / "t.json", tmp_path / "f.png"
     timings.write_text(content)

@@ -92,7 +92,9 @@ def _timings(arguments: argparse.Namespace) -> dict[str, Any] | None:
         if not arguments.timings.exists():
             raise ValueError(f"{TIMINGS} none at {arguments.timings}")
         try:
-            return read_json(arguments.timings)
+            if (timings := read_json(arguments.timings)) is None:
+                raise ValueError("null")
+            return timings
         except ValueError as error:
             raise ValueError(f"{TIMINGS} another in {arguments.timings}: {error}") from error
     from fadeup.bench import measure_curves

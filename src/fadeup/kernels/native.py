@@ -337,8 +337,16 @@ def _run(commands: list[list[str]]) -> str:
     processes, outputs = [], []
 
     def start() -> None:
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        processes.extend(subprocess.Popen(command, **pipes, start_new_session=True) for command in commands)
+        for command in commands:
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
 
     try:
         # Ctrl-C is raised in the main thread, where it would come between the start of a process and its entry.
