@@ -165,7 +165,7 @@ class RunFolder:
 def _check_row(row: TrainedRow, upsampler: str, seed: int) -> None:
     """Refuse what the table and the report could not be made of."""
     if (row.upsampler, row.seed) != (upsampler, seed):
-        raise ValueError(f"upsampler {row.upsampler!r}, seed {row.seed!r}")
+        raise ValueError(f"upsampler {row.upsampler!r:.200}, seed {row.seed!r:.200}")
     for name in ("seconds", "parameters", "macs"):
         if not isinstance(getattr(row, name), int | float):
             raise ValueError(f"{getattr(row, name)!r:.80} as {name}")

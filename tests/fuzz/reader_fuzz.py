@@ -549,7 +549,7 @@ def seeds(name: str) -> Iterator[bytes]:
         yield from (bytes([number]) + seed for seed in target.seeds())
 
 
-def fuzz(name: str, seconds: int, out: Path, corpus: Path) -> None:
+def fuzz(name: str, seconds: int, runs: int, out: Path, corpus: Path) -> None:
     """Run libFuzzer on a target; it ends the process, with status 0 where nothing failed."""
     import atheris
 
@@ -570,8 +570,8 @@ def fuzz(name: str, seconds: int, out: Path, corpus: Path) -> None:
 
     # libFuzzer's own limit counts what the process had that started this one; it is but a brake.
     options = {"max_total_time": seconds, "rss_limit_mb": 8 * MEMORY, "timeout": 60, "max_len": 20_000}
-    if name == "all":
-        options["seed"] = 1  # a short run in the tests is the same run every time
+    if runs:
+        options |= {"runs": runs, "seed": 1}
     options |= {"print_final_stats": 1, "artifact_prefix": f"{out}/{name.replace(' ', '-')}-", "close_fd_mask": 0}
     atheris.Setup([sys.argv[0], str(corpus), *(f"-{key}={value}" for key, value in options.items())], once)
     atheris.Fuzz()
@@ -580,7 +580,8 @@ def fuzz(name: str, seconds: int, out: Path, corpus: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fuzz the readers of files.")
     parser.add_argument("target", choices=["all", *TARGETS])
-    parser.add_argument("--seconds", type=int, default=30)
+    parser.add_argument("--seconds", type=int, default=30, help="at most")
+    parser.add_argument("--runs", type=int, default=0, help="so many files, from one seed (default: no end)")
     parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="failing inputs")
     parser.add_argument("--corpus", type=Path, help="inputs that reached new code (default: a temporary folder)")
     parser.add_argument("--again", type=Path, help="read this one input")
@@ -591,7 +592,7 @@ def main() -> None:
         print("accepted" if attempt(arguments.target, arguments.again.read_bytes(), place) else "refused")
         return
     corpus = arguments.corpus or Path(tempfile.mkdtemp(prefix="fadeup-corpus-"))
-    fuzz(arguments.target, arguments.seconds, arguments.out, corpus)
+    fuzz(arguments.target, arguments.seconds, arguments.runs, arguments.out, corpus)
 
 
 if __name__ == "__main__":

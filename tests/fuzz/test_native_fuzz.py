@@ -107,7 +107,8 @@ def test_no_call_crashes_leaves_its_memory_or_gives_another_result(harness, corp
         ("gap", "native_fuzz: byte between the elements of"),
     ],
 )
-def test_the_harness_tells_of(harness, corpus, broken, complaint):
-    done = run(harness, "-runs=0", "-handle_abrt=0", corpus, FADEUP_FUZZ_BREAK=broken)
+def test_the_harness_tells_of(harness, corpus, broken, complaint, tmp_path):
+    kept = f"-artifact_prefix={tmp_path}/"
+    done = run(harness, "-runs=0", "-handle_abrt=0", kept, corpus, FADEUP_FUZZ_BREAK=broken)
     assert done.returncode != 0
     assert complaint in done.stderr, done.stderr[-2000:]

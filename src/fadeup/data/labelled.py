@@ -269,7 +269,7 @@ def check_inside(path: Path, name: str) -> str:
         or PureWindowsPath(name).anchor
         or (".." in PureWindowsPath(name).parts)
     ):
-        raise ValueError(f"{path} must name files below its data set's folder, got {name!r}; mend the list")
+        raise ValueError(f"{path} must name files below its data set's folder, got {name!r:.200}; mend the list")
     return name
 
 

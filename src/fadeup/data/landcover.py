@@ -106,7 +106,9 @@ def _tiles(path: Path) -> list[Tile]:
         raise ValueError(f"{path} must be a list of tiles, got {error}") from error
     for tile in tiles:
         if not isinstance(tile.name, str) or not isinstance(tile.split, str):
-            raise ValueError(f"{path} must have texts as names and splits, got {tile.name!r} and {tile.split!r}")
+            raise ValueError(
+                f"{path} must have texts as names and splits, got {tile.name!r:.200} and {tile.split!r:.200}"
+            )
         check_inside(path, tile.name)
     return tiles
 

@@ -253,10 +253,10 @@ class Pretrained(PyTorchModelHubMixin, nn.Module, library_name="fadeup", tags=["
             except (FileNotFoundError, ModuleNotFoundError):  # of a trunk's weights, or of a package
                 raise
             except ValueError as error:
-                raise ValueError(str(error) if name in str(error) else f"{error} (of {name})") from error
+                raise ValueError(str(error) if name in str(error) else f"{error!s:.500} (of {name})") from error
             except Exception as error:  # arguments that make no network fail in many ways
                 rule = f"{name} must hold arguments of {cls.__name__} in this version"
-                raise ValueError(f"{rule}, got {str(error) or type(error).__name__}") from error
+                raise ValueError(f"{rule}, got {str(error)[:500] or type(error).__name__}") from error
 
     def _check_rebuilds(self) -> None:
         """Refuse a network whose parts were replaced, which could be uploaded and never loaded."""

@@ -83,7 +83,9 @@ def _recipe(path: Path, about: dict[str, Any]) -> Recipe:
             if like is not None and value is not None and not isinstance(value, (type(like), int)):
                 raise TypeError(f"{value!r:.80} as {name}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} must be of a recipe of this version, got one of fadeup {version}: {error}") from error
+        raise ValueError(
+            f"{path} must be of a recipe of this version, got one of fadeup {version!s:.20}: {error!s:.300}"
+        ) from error
     return recipe
 
 
