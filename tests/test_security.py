@@ -302,7 +302,7 @@ def test_the_limit_is_pils_own_by_default(monkeypatch):
 ZEROS = 128 * 2**20
 """Bytes that the bombs unpack to."""
 BOMBS = """
-import json, os, resource, sys
+import json, os, sys
 from pathlib import Path
 
 os.environ |= {"FADEUP_MAX_PIXELS": "1000000", "OMP_NUM_THREADS": "1"}
@@ -310,6 +310,7 @@ import numpy as np
 import torch
 
 torch.set_num_threads(1)
+from fadeup.bench import peak_memory
 from fadeup.checkpoint import load_checkpoint, read_about
 from fadeup.data.fashion_mnist import read_idx
 from fadeup.data.labelled import read_photo
@@ -322,16 +323,20 @@ READ |= {"pt": lambda path: load_checkpoint(path, {}), "pth": read_weights, "saf
 READ |= {"json": lambda path: Autoencoder.from_pretrained(path.parent)}
 folder = Path(sys.argv[1])
 read_photo(folder / "plain.png")
-told = {}
-for path in sorted(folder.glob("*bomb*")) + [folder / "config.json"]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+said = {}
+
+
+def read(path):
     try:
         READ[path.suffix[1:]](path)
-        said = ""
+        said[path.name] = ""
     except ValueError as error:
-        said = str(error)
-    told[path.name] = said, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-print(json.dumps(told))
+        said[path.name] = str(error)
+
+
+paths = sorted(folder.glob("*bomb*")) + [folder / "config.json"]
+memory = {path.name: peak_memory(lambda path=path: read(path)) for path in paths}
+print(json.dumps({name: (said[name], memory[name]) for name in said}))
 """
 
 

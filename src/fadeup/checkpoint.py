@@ -83,13 +83,13 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(held: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """How two configurations differ, in words; empty where they do not."""
-    told = [
-        f"{key:.40} is {held.get(key)!r:.60} there, {wanted.get(key)!r:.60} asked"
+    """How two configurations differ, in words, a thousand letters at most; empty where they do not."""
+    told = "; ".join(
+        f"{key} is {held.get(key)!r} there, {wanted.get(key)!r} asked"
         for key in sorted(held.keys() | wanted.keys())
         if held.get(key) != wanted.get(key)
-    ]
-    return "; ".join(told[:6]) + (f"; and {len(told) - 6} more" if len(told) > 6 else "")
+    )
+    return told if len(told) <= 1000 else f"{told[:1000]} ..."
 
 
 def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:

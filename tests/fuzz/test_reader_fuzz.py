@@ -127,7 +127,7 @@ FOUND = [
     (
         "run",
         b'{"%s": "%s"}' % (b"a" * 5000, b"e" * 5000),
-        "to resume, got a{40} is 'e{59} there, None asked; .*; and [0-9]+ more",
+        r"to resume, got a{1000} \.\.\.;",
     ),
     ("row", b"\1" + array(ROW["meta"].replace("fade", "e" * 5000)), "must be a finished row, got upsampler 'e"),
     ("set", b"size={[]}", "--set size must be of type int"),
@@ -195,17 +195,7 @@ def test_the_harness_sees(read, failure, tmp_path, monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (CPython on x86-64)")
 def test_guided_by_coverage(tmp_path):
     script = Path(__file__).with_name("reader_fuzz.py")
-    words = [
-        "all",
-        "--runs",
-        str(RUNS),
-        "--seconds",
-        "600",
-        "--out",
-        str(tmp_path / "out"),
-        "--corpus",
-        str(tmp_path / "corpus"),
-    ]
+    words = ["all", f"--runs={RUNS}", "--seconds=600", f"--out={tmp_path / 'out'}", f"--corpus={tmp_path / 'corpus'}"]
     done = subprocess.run(
         [sys.executable, str(script), *words],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
